@@ -109,11 +109,11 @@ func (p Path) Parent() Path { return Path{p.text[:max(0, strings.LastIndexByte(p
 
 // Child returns the path of name in the folder p, or ErrInvalid.
 func (p Path) Child(name string) (Path, error) {
-	if p.text == "" {
-		return ParsePath(name)
-	}
 	if strings.Contains(name, "/") {
 		return Path{}, CheckSegment(name)
+	}
+	if p.text == "" {
+		return ParsePath(name)
 	}
 	return ParsePath(p.text + "/" + name)
 }

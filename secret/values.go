@@ -23,14 +23,24 @@ const redacted = "[redacted]"
 // Values is the small map of key → value bytes that one version holds. It is
 // immutable but for Wipe, and may be copied; copies share their bytes.
 //
-// It never prints. The indirection matters: fmt cannot call methods on an
-// unexported field, and prints a pointer below the top level as an address.
-type Values struct{ v *values }
+// It never prints. What fmt finds in an unexported field, it prints by
+// reflection, without a call of Format. There it shows the address of a pointer
+// to a pointer under every verb; of a pointer to a struct it shows the struct,
+// when the verb is none for pointers, such as %s.
+type Values struct{ v **values }
 
 type values struct {
 	buffer []byte // all values, one after the other
 	keys   []Key  // sorted
 	ends   []int  // ends[i] is where the value of keys[i] ends in buffer
+}
+
+// held returns what v holds; the zero Values hold nothing.
+func (v Values) held() *values {
+	if v.v == nil {
+		return &values{}
+	}
+	return *v.v
 }
 
 // NewValues copies the given map. It returns ErrInvalid for a malformed or
@@ -64,34 +74,30 @@ func NewValues(from map[string][]byte) (Values, error) {
 		v.keys = append(v.keys, key)
 		v.ends = append(v.ends, len(v.buffer))
 	}
-	return Values{v}, nil
+	return Values{&v}, nil
 }
 
 // Len returns the number of keys; 0 for the zero Values.
 func (v Values) Len() int {
-	if v.v == nil {
-		return 0
-	}
-	return len(v.v.keys)
+	return len(v.held().keys)
 }
 
 // Get returns the bytes of one key, which stay owned by v, and whether it is there.
 func (v Values) Get(key Key) ([]byte, bool) {
-	if v.v == nil {
-		return nil, false
-	}
-	i, found := slices.BinarySearchFunc(v.v.keys, key, func(a, b Key) int { return compareText(a.text, b.text) })
+	held := v.held()
+	i, found := slices.BinarySearchFunc(held.keys, key, func(a, b Key) int { return compareText(a.text, b.text) })
 	if !found {
 		return nil, false
 	}
-	return v.v.at(i), true
+	return held.at(i), true
 }
 
 // All yields the keys in byte order, each with its bytes, which stay owned by v.
 func (v Values) All() iter.Seq2[Key, []byte] {
 	return func(yield func(Key, []byte) bool) {
-		for i := range v.Len() {
-			if !yield(v.v.keys[i], v.v.at(i)) {
+		held := v.held()
+		for i, key := range held.keys {
+			if !yield(key, held.at(i)) {
 				return
 			}
 		}
@@ -100,9 +106,7 @@ func (v Values) All() iter.Seq2[Key, []byte] {
 
 // Wipe clears the bytes. Every copy of v is empty of meaning afterwards.
 func (v Values) Wipe() {
-	if v.v != nil {
-		clear(v.v.buffer[:cap(v.v.buffer)])
-	}
+	clear(v.held().buffer)
 }
 
 // Sizes returns the keys in byte order with the size of each value: the part
@@ -143,10 +147,17 @@ func (v Values) AppendEncoded(buffer []byte) []byte {
 		buffer = append(buffer, key.text...)
 		buffer = binary.AppendUvarint(buffer, uint64(len(value)))
 	}
-	if v.v != nil {
-		buffer = append(buffer, v.v.buffer...)
+	return append(buffer, v.held().buffer...)
+}
+
+// EncodedSize is an upper bound of the bytes that AppendEncoded adds, so that
+// encoding into a buffer of that capacity leaves no copy behind.
+func (v Values) EncodedSize() int {
+	size := binary.MaxVarintLen64
+	for key, value := range v.All() {
+		size += 2*binary.MaxVarintLen64 + len(key.text) + len(value)
 	}
-	return buffer
+	return size
 }
 
 // DecodeValues takes over data, the form that AppendEncoded wrote: the result
@@ -158,7 +169,7 @@ func DecodeValues(data []byte) (Values, error) {
 		return Values{}, fmt.Errorf("decoding values: key count: %w", ErrTampered)
 	}
 	v := &values{keys: make([]Key, 0, count), ends: make([]int, 0, count)}
-	end := 0
+	end, names := 0, 0
 	for range count {
 		length, ok := takeUvarint(&rest)
 		if !ok || length > uint64(len(rest)) {
@@ -173,14 +184,17 @@ func DecodeValues(data []byte) (Values, error) {
 		if !ok || size > MaxValueBytes {
 			return Values{}, fmt.Errorf("decoding values: value length: %w", ErrTampered)
 		}
-		end += int(size)
+		end, names = end+int(size), names+int(length)
 		v.keys, v.ends = append(v.keys, key), append(v.ends, end)
 	}
 	if end != len(rest) {
 		return Values{}, fmt.Errorf("decoding values: %d bytes of values where %d are named: %w", len(rest), end, ErrTampered)
 	}
+	if end+names > MaxValueBytes {
+		return Values{}, fmt.Errorf("decoding values: %d bytes of keys and values: %w", end+names, ErrTampered)
+	}
 	v.buffer = rest
-	return Values{v}, nil
+	return Values{&v}, nil
 }
 
 // takeUvarint reads the shortest form only, so that one value has one encoding.
