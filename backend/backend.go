@@ -195,8 +195,11 @@ type Backend interface {
 	// applied; with an ID, asking again finds out.
 	Commit(ctx context.Context, batches []Batch) ([]Result, error)
 
-	// Changes returns at most limit changes after the given sequence number, in
-	// order and without gaps; the changes of one batch are never split.
+	// Changes returns at most limit (1 to MaxScanLimit) changes after the given
+	// sequence number, in order and without gaps. The changes of one batch are
+	// never split: the first batch is whole even when it has more than limit.
+	// ErrCompacted when after is older than what is kept, or not yet reached,
+	// which means that it was seen in another store.
 	Changes(ctx context.Context, after Seq, limit int) ([]Change, error)
 
 	// Health returns nil when the store can be read and written.
