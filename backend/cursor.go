@@ -56,7 +56,7 @@ func (q Query) After() (Position, error) {
 		if len(cursor) < 8 {
 			return Position{}, fmt.Errorf("%w: scan cursor of %d bytes", secret.ErrInvalid, len(cursor))
 		}
-		hint = int64(binary.BigEndian.Uint64([]byte(cursor[:8])) ^ (1 << 63)) //nolint:gosec // the bits of hintCursor, back
+		hint = int64(binary.BigEndian.Uint64([]byte(cursor[:8])) ^ (1 << 63))
 		cursor = cursor[8:]
 	}
 	if len(cursor) < 1 || len(cursor) > MaxIDBytes {
