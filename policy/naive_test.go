@@ -4,6 +4,7 @@ package policy_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -73,9 +74,7 @@ func try(pattern, input []string, capturing bool, captured map[string]string, th
 		return try(pattern, input[1:], capturing, captured, then)
 	case first[:min(1, len(first))] == "{" && capturing:
 		with := map[string]string{first: input[0]}
-		for k, v := range captured {
-			with[k] = v
-		}
+		maps.Copy(with, captured)
 		return try(pattern[1:], input[1:], capturing, with, then)
 	case first == "*" || first == input[0] || captured != nil && captured[first] == input[0]:
 		return try(pattern[1:], input[1:], capturing, captured, then)

@@ -205,7 +205,7 @@ func resolve(id, path pattern) error {
 		case rest >= 0 && at > rest:
 			at -= len(id) // what follows ** is at a fixed distance from the end
 		}
-		path[i].from = int8(at) //nolint:gosec // within ±32: the bound of a pattern's segments
+		path[i].from = int8(at)
 	}
 	return nil
 }

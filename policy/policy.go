@@ -78,7 +78,7 @@ func compile(p Policy) (rule, error) {
 	}
 	granted, err := grantedBy(path, p.Permissions)
 	if err != nil {
-		return rule{}, wrong(fieldPermissions, fmt.Sprint(p.Permissions), err)
+		return rule{}, wrong(fieldPermissions, fmt.Sprintf("%v", p.Permissions), err)
 	}
 	p.Permissions = slices.Clone(p.Permissions)
 	return rule{policy: p, id: id, path: path, granted: granted}, nil

@@ -173,7 +173,7 @@ func (b *builder) node() int32 {
 
 // index narrows a position in one of the trie's slices. MaxPolicies times the
 // segments that a rule can have is far below 2^31.
-func index(i int) int32 { return int32(i) } //nolint:gosec // see above
+func index(i int) int32 { return int32(i) }
 
 // literal returns the child of a node for a literal segment, or 0.
 func (t *trie) literal(at int32, label string) int32 {

@@ -24,7 +24,7 @@ const hidden = "hunter2-passphrase"
 
 // forms are the ways in which the hidden bytes could show up in a text.
 func forms() []string {
-	decimal := strings.Trim(fmt.Sprint([]byte(hidden)), "[]")
+	decimal := strings.Trim(fmt.Sprintf("%v", []byte(hidden)), "[]")
 	return []string{
 		hidden, hidden[:8], decimal, strings.ReplaceAll(decimal, " ", ","), strings.ReplaceAll(decimal, " ", ", "),
 		hex.EncodeToString([]byte(hidden)), strings.ToUpper(hex.EncodeToString([]byte(hidden))),

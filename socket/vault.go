@@ -60,6 +60,17 @@ type Administration interface {
 type Statuses interface {
 	// Status needs super on sys/status.
 	Status(ctx context.Context, caller identity.Caller) (Status, error)
+
+	// VerifyAudit checks the audit log. It needs super on sys/audit.
+	VerifyAudit(ctx context.Context, caller identity.Caller) (AuditReport, error)
+}
+
+// AuditReport is what a check of the audit log found.
+type AuditReport struct {
+	Segments int
+	Records  uint64
+	Problems []string // what is not as it was written, and where
+	Omitted  int      // how many more problems there are
 }
 
 // Status is how the agent is.

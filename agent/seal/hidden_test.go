@@ -70,7 +70,7 @@ func TestNothingPrintsAKey(t *testing.T) {
 	for _, shown := range show(t, inner{dataKey, k, keyfile, seal.CheapPassword("correct horse")}) {
 		for _, bytes := range secrets {
 			for _, form := range []string{string(bytes), hex.EncodeToString(bytes), strings.ToUpper(hex.EncodeToString(bytes)),
-				strings.Trim(fmt.Sprint(bytes), "[]"), strings.Trim(fmt.Sprintf("%#v", bytes), "[]byte{}")} {
+				strings.Trim(fmt.Sprintf("%v", bytes), "[]"), strings.Trim(fmt.Sprintf("%#v", bytes), "[]byte{}")} {
 				if strings.Contains(shown, form) {
 					t.Errorf("a key shows in %q", shown)
 				}

@@ -215,7 +215,9 @@ func TestLookupKeysAreStableSeparateAndTheStoresOwn(t *testing.T) {
 		}
 		keys[key] = name
 	}
-	if k.Locate(path("a")) != k.Locate(path("a")) || k.LocateName("policy", "a") != k.LocateName("policy", "a") {
+	first, second := k.Locate(path("a")), k.Locate(path("a"))
+	name, again := k.LocateName("policy", "a"), k.LocateName("policy", "a")
+	if first != second || name != again {
 		t.Error("a lookup key changed")
 	}
 }

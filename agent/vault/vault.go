@@ -113,7 +113,7 @@ func Open(ctx context.Context, config Config) (*Vault, error) {
 	if err := v.reconcile(ctx); err != nil {
 		return nil, err
 	}
-	v.committer = startCommitter(v)
+	v.committer = startCommitter(v) //nolint:contextcheck // groups belong to no caller
 	if err := v.removeFolders(ctx, folders); err != nil {
 		v.committer.close()
 		return nil, err

@@ -27,11 +27,11 @@ import (
 
 func TestAProcessHasTheIDsOfItsUserOrRules(t *testing.T) {
 	domain := startDomain(t, devdomain.Config{Rules: []devdomain.Rule{
-		{IDs: []spiffeid.ID{dev("/web")}, UID: number(1002)},
-		{IDs: []spiffeid.ID{dev("/a"), dev("/b")}, UID: number(1003)},
-		{UID: number(1004)},
-		{IDs: []spiffeid.ID{dev("/c")}, UID: number(1005)},
-		{IDs: []spiffeid.ID{dev("/d")}, GID: number(1005)},
+		{IDs: []spiffeid.ID{dev("/web")}, UID: new(uint32(1002))},
+		{IDs: []spiffeid.ID{dev("/a"), dev("/b")}, UID: new(uint32(1003))},
+		{UID: new(uint32(1004))},
+		{IDs: []spiffeid.ID{dev("/c")}, UID: new(uint32(1005))},
+		{IDs: []spiffeid.ID{dev("/d")}, GID: new(uint32(1005))},
 	}})
 	c := connect(t, domain)
 	wantIDs(t, c, runAs(t, 1001), dev("/uid/1001"))
@@ -44,7 +44,7 @@ func TestAProcessHasTheIDsOfItsUserOrRules(t *testing.T) {
 }
 
 func TestAChangedOrRemovedEntryIsSeenAtOnce(t *testing.T) {
-	rule := devdomain.Rule{IDs: []spiffeid.ID{dev("/web")}, UID: number(1001)}
+	rule := devdomain.Rule{IDs: []spiffeid.ID{dev("/web")}, UID: new(uint32(1001))}
 	domain := startDomain(t, devdomain.Config{Rules: []devdomain.Rule{rule}})
 	c := connect(t, domain)
 	pid := runAs(t, 1001)
@@ -62,7 +62,7 @@ func TestAChangedOrRemovedEntryIsSeenAtOnce(t *testing.T) {
 
 func TestAnIDWithoutAPathDiscardsTheAnswer(t *testing.T) {
 	domain := startDomain(t, devdomain.Config{Rules: []devdomain.Rule{
-		{IDs: []spiffeid.ID{dev("/web"), agentID.TrustDomain().ID()}, UID: number(1001)},
+		{IDs: []spiffeid.ID{dev("/web"), agentID.TrustDomain().ID()}, UID: new(uint32(1001))},
 	}})
 	wantUnavailable(t, connect(t, domain), runAs(t, 1001), "has no path")
 }

@@ -143,7 +143,8 @@ func runAs(t *testing.T, user uint32) int {
 	return child.Process.Pid
 }
 
-func number(n uint32) *uint32 { return &n }
+//go:fix inline
+func number(n uint32) *uint32 { return new(n) }
 
 func wantIDs(t *testing.T, c *broker.Client, pid int, want ...spiffeid.ID) {
 	t.Helper()

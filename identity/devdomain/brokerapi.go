@@ -95,7 +95,7 @@ func (b brokerAPI) refer(to *broker.WorkloadReference) (*holder, error) {
 	who, err := process.Open(int(reference.GetPid()))
 	if err != nil {
 		b.config.Logger.Debug("the broker was asked about a process that is nobody's workload", "pid", reference.GetPid(), "reason", err)
-		return nil, nil //nolint:nilerr // no process is an answer: an empty list
+		return nil, nil
 	}
 	return hold(who), nil
 }

@@ -22,7 +22,7 @@ const maxRulesBytes = 1 << 20
 // LoadRules reads rules from a file; see ParseRules. A missing file is
 // fs.ErrNotExist.
 func LoadRules(path string) (rules []Rule, err error) {
-	file, err := os.Open(path) //nolint:gosec // the operator names the file
+	file, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading workload rules: %w", err)
 	}

@@ -138,7 +138,8 @@ func start(t *testing.T, config Config) *Server {
 	return s
 }
 
-func number(n uint32) *uint32 { return &n }
+//go:fix inline
+func number(n uint32) *uint32 { return new(n) }
 
 func dev(path string) spiffeid.ID {
 	return spiffeid.RequireFromString("spiffe://" + DefaultTrustDomain + path)
@@ -167,9 +168,9 @@ func (l *log) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil
 func TestAProcessIsItsUserUnlessARuleSaysOtherwise(t *testing.T) {
 	needRoot(t)
 	s := start(t, Config{Rules: []Rule{
-		{IDs: []spiffeid.ID{dev("/web")}, UID: number(1002)},
-		{IDs: []spiffeid.ID{dev("/batch")}, UID: number(1003), GID: number(9)},
-		{IDs: []spiffeid.ID{dev("/b"), dev("/a")}, UID: number(1004)},
+		{IDs: []spiffeid.ID{dev("/web")}, UID: new(uint32(1002))},
+		{IDs: []spiffeid.ID{dev("/batch")}, UID: new(uint32(1003)), GID: new(uint32(9))},
+		{IDs: []spiffeid.ID{dev("/b"), dev("/a")}, UID: new(uint32(1004))},
 	}})
 	for user, want := range map[uint32][]string{
 		1001: {"spiffe://dev.keyhole.test/uid/1001"},
@@ -188,8 +189,8 @@ func TestRulesThatDisagreeGiveNothingAndWarn(t *testing.T) {
 	needRoot(t)
 	said := new(log)
 	s := start(t, Config{Logger: said.logger(), Rules: []Rule{
-		{IDs: []spiffeid.ID{dev("/web")}, UID: number(1001)},
-		{IDs: []spiffeid.ID{dev("/db")}, GID: number(1001)},
+		{IDs: []spiffeid.ID{dev("/web")}, UID: new(uint32(1001))},
+		{IDs: []spiffeid.ID{dev("/db")}, GID: new(uint32(1001))},
 	}})
 	if told := askAs(t, s, "", 1001); told.Code != codes.PermissionDenied {
 		t.Errorf("the process was told %+v", told)
@@ -205,8 +206,8 @@ func TestRulesThatDisagreeGiveNothingAndWarn(t *testing.T) {
 func TestRulesThatAgreeAreNoConflict(t *testing.T) {
 	needRoot(t)
 	s := start(t, Config{Rules: []Rule{
-		{IDs: []spiffeid.ID{dev("/web")}, UID: number(1001)},
-		{IDs: []spiffeid.ID{dev("/web")}, GID: number(1001)},
+		{IDs: []spiffeid.ID{dev("/web")}, UID: new(uint32(1001))},
+		{IDs: []spiffeid.ID{dev("/web")}, GID: new(uint32(1001))},
 	}})
 	if told := askAs(t, s, "", 1001); !slices.Equal(told.X509, []string{"spiffe://dev.keyhole.test/web"}) {
 		t.Errorf("the process was told %+v", told)
@@ -233,7 +234,7 @@ func TestAnExecutableIsKnownByPathAndContent(t *testing.T) {
 		"other content":                  {Rule{SHA256: wrong}, program, false},
 		"path with other content":        {Rule{Executable: program, SHA256: wrong}, program, false},
 		"path and content":               {Rule{Executable: program, SHA256: sum}, program, true},
-		"path and content, another user": {Rule{Executable: program, SHA256: sum, UID: number(7)}, program, false},
+		"path and content, another user": {Rule{Executable: program, SHA256: sum, UID: new(uint32(7))}, program, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.rule.IDs = []spiffeid.ID{dev("/program")}
@@ -256,7 +257,7 @@ func copySelf(t *testing.T, path string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, content, 0o755); err != nil { //nolint:gosec // another user runs it
+	if err := os.WriteFile(path, content, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return sha256Of(content)
@@ -264,7 +265,7 @@ func copySelf(t *testing.T, path string) []byte {
 
 func TestTheServersOwnProcessHasTheConfiguredID(t *testing.T) {
 	self := dev("/keyhole")
-	s := start(t, Config{Self: self, Rules: []Rule{{IDs: []spiffeid.ID{dev("/root")}, UID: number(uint32(os.Getuid()))}}})
+	s := start(t, Config{Self: self, Rules: []Rule{{IDs: []spiffeid.ID{dev("/root")}, UID: new(uint32(os.Getuid()))}}})
 	if told := askAsChild(s.WorkloadAddress()); !slices.Equal(told.X509, []string{self.String()}) {
 		t.Errorf("the process was told %+v", told)
 	}
@@ -370,7 +371,7 @@ func TestAConfigurationThatMakesNoSenseIsRefused(t *testing.T) {
 		"foreign broker":    {Dir: t.TempDir(), BrokerID: foreign},
 		"a moment's SVIDs":  {Dir: t.TempDir(), SVIDLifetime: time.Millisecond},
 		"rule about nobody": {Dir: t.TempDir(), Rules: []Rule{{IDs: []spiffeid.ID{dev("/a")}}}},
-		"foreign rule":      {Dir: t.TempDir(), Rules: []Rule{{IDs: []spiffeid.ID{foreign}, UID: number(1)}}},
+		"foreign rule":      {Dir: t.TempDir(), Rules: []Rule{{IDs: []spiffeid.ID{foreign}, UID: new(uint32(1))}}},
 	} {
 		if s, err := New(config); !errors.Is(err, secret.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)

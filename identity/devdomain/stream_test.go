@@ -69,7 +69,7 @@ func next[T any](t *testing.T, from <-chan T) T {
 	}
 }
 
-func ownUser() *uint32 { return number(uint32(os.Getuid())) }
+func ownUser() *uint32 { return new(uint32(os.Getuid())) }
 
 func TestAStreamSeesRotatedSVIDsAndAuthorities(t *testing.T) {
 	s := start(t, Config{})
@@ -289,7 +289,7 @@ func TestTheBrokerHasAnEmptyListForNobody(t *testing.T) {
 
 func TestABrokerStreamStaysOpenAndEmptiesWithTheEntry(t *testing.T) {
 	self := dev("/keyhole")
-	rule := Rule{IDs: []spiffeid.ID{dev("/web")}, UID: number(1001)}
+	rule := Rule{IDs: []spiffeid.ID{dev("/web")}, UID: new(uint32(1001))}
 	s := start(t, Config{Self: self, Rules: []Rule{rule}})
 	pid := runAs(t, 1001)
 	client := askBroker(t, s, self)

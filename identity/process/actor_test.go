@@ -36,11 +36,11 @@ var compiled = sync.OnceValues(func() ([]byte, error) {
 	}
 	defer func() { _ = os.RemoveAll(folder) }()
 	binary := filepath.Join(folder, "actor")
-	gcc := exec.CommandContext(context.Background(), "gcc", "-static", "-O1", "-pthread", "-Wall", "-o", binary, "testdata/actor.c") //nolint:gosec // our own path
+	gcc := exec.CommandContext(context.Background(), "gcc", "-static", "-O1", "-pthread", "-Wall", "-o", binary, "testdata/actor.c")
 	if output, err := gcc.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("compiling the actor: %w\n%s", err, output)
 	}
-	return os.ReadFile(binary) //nolint:gosec // our own path
+	return os.ReadFile(binary)
 })
 
 // program puts a copy of the actor where every user can run it: another file
@@ -50,7 +50,7 @@ func program(t testing.TB) string {
 	binary, err := compiled()
 	must(t, err)
 	path := filepath.Join(folder(t), "actor")
-	must(t, os.WriteFile(path, binary, 0o755)) //nolint:gosec // to be run by other users
+	must(t, os.WriteFile(path, binary, 0o755))
 	return path
 }
 
@@ -59,7 +59,7 @@ func folder(t testing.TB) string {
 	t.Helper()
 	path := t.TempDir()
 	for _, p := range []string{path, filepath.Dir(path)} {
-		must(t, os.Chmod(p, 0o755)) //nolint:gosec // to be entered by other users
+		must(t, os.Chmod(p, 0o755))
 	}
 	return path
 }
@@ -77,9 +77,9 @@ type actor struct {
 // start runs a program as an actor with the given uid and gid; our own for 0.
 func start(t testing.TB, path string, uid uint32) *actor {
 	t.Helper()
-	cmd := exec.CommandContext(context.Background(), path) //nolint:gosec // our own path
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}  // to end all of its children
-	if uid != 0 && uid != uint32(os.Getuid()) {            //nolint:gosec // a uid
+	cmd := exec.CommandContext(context.Background(), path)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end all of its children
+	if uid != 0 && uid != uint32(os.Getuid()) {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uid, Gid: uid}
 	}
 	input, err := cmd.StdinPipe()
@@ -243,7 +243,7 @@ func listen(t testing.TB) (path string, accept func() *net.UnixConn) {
 	path = filepath.Join(folder(t), "socket")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
 	must(t, err)
-	must(t, os.Chmod(path, 0o777)) //nolint:gosec // to be connected to by other users
+	must(t, os.Chmod(path, 0o777))
 	t.Cleanup(func() { must(t, listener.Close()) })
 	return path, func() *net.UnixConn {
 		conn, err := listener.AcceptUnix()

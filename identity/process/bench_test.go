@@ -45,7 +45,7 @@ func BenchmarkThread(b *testing.B) {
 		b.ReportAllocs()
 		b.RunParallel(func(p *testing.PB) {
 			for p.Next() {
-				if _, err := s.Thread(b.Context(), uint32(a.pid)); err != nil { //nolint:gosec // a tid
+				if _, err := s.Thread(b.Context(), uint32(a.pid)); err != nil {
 					b.Error(err)
 				}
 			}
@@ -59,7 +59,7 @@ func identifyAll(b *testing.B, s *stage, actors ...*actor) {
 	i := 0
 	for b.Loop() {
 		a := actors[i%len(actors)]
-		if _, err := s.Thread(b.Context(), uint32(a.pid)); err != nil { //nolint:gosec // a tid
+		if _, err := s.Thread(b.Context(), uint32(a.pid)); err != nil {
 			b.Fatal(err)
 		}
 		i++
@@ -71,7 +71,7 @@ func TestAKnownProcessIsIdentifiedWithoutAllocating(t *testing.T) {
 	a := start(t, program(t), 0)
 	ctx := t.Context()
 	if n := testing.AllocsPerRun(100, func() {
-		if _, err := s.Thread(ctx, uint32(a.pid)); err != nil { //nolint:gosec // a tid
+		if _, err := s.Thread(ctx, uint32(a.pid)); err != nil {
 			t.Error(err)
 		}
 	}); n != 0 {

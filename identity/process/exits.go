@@ -39,7 +39,7 @@ func (x *exits) add(pid, pidfd int) error {
 	}
 	// Once is enough, and a descriptor that somebody still looks at after the
 	// exit does not wake us again and again.
-	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(pid)} //nolint:gosec // a pid_t
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(pid)}
 	var failure error
 	if err := raw.Control(func(fd uintptr) {
 		failure = unix.EpollCtl(int(fd), unix.EPOLL_CTL_ADD, pidfd, &event)

@@ -29,7 +29,7 @@ func (t *Table) identify(ctx context.Context, p *Process) ([]spiffeid.ID, error)
 	ctx, cancel := context.WithTimeout(ctx, t.config.Deadline)
 	defer cancel()
 	pid := p.pid
-	f, err := t.join(p)
+	f, err := t.join(p) //nolint:contextcheck // the question is shared by all who wait for it
 	if err != nil {
 		return nil, err
 	}

@@ -109,9 +109,9 @@ func pidfdTask(fd int) (task, error) {
 // readable when the last thread does.
 func alive(pidfd int) bool {
 	for {
-		ready := [1]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}} //nolint:gosec // descriptors fit int32
+		ready := [1]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 		n, err := unix.Poll(ready[:], 0)
-		if err != unix.EINTR { //nolint:errorlint // a plain errno, and on the hot path
+		if err != unix.EINTR {
 			return err == nil && n == 0
 		}
 	}

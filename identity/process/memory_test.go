@@ -94,7 +94,7 @@ func TestCloseEndsAQuestionToTheBroker(t *testing.T) {
 	asking, answered := make(chan struct{}), make(chan error)
 	s.broker.says(hang(asking))
 	go func() {
-		_, err := s.Thread(context.Background(), uint32(a.pid)) //nolint:gosec // a tid
+		_, err := s.Thread(context.Background(), uint32(a.pid))
 		answered <- err
 	}()
 	<-asking

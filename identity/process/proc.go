@@ -49,7 +49,7 @@ func readAt(folder int, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd) //nolint:errcheck // only read from
+	defer unix.Close(fd)
 	text := make([]byte, 0, 4096)
 	for {
 		if len(text) == maxProcFile {

@@ -19,7 +19,7 @@ import (
 
 // identified opens the process of a thread, as OpenThread does.
 func (k kernel) identified(tid int) (*Process, error) {
-	t, err := k.caller(uint32(tid)) //nolint:gosec // a tid
+	t, err := k.caller(uint32(tid))
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func TestTheExportedFunctionsFindTheSameProcess(t *testing.T) {
 	byPID, err := Open(a.pid)
 	must(t, err)
 	defer byPID.Close()
-	byThread, err := OpenThread(uint32(a.tell("thread", "thread"))) //nolint:gosec // a tid
+	byThread, err := OpenThread(uint32(a.tell("thread", "thread")))
 	must(t, err)
 	defer byThread.Close()
 	byPeer, err := PeerOf(accept())
@@ -139,7 +139,7 @@ func TestOurselvesMayBeOpened(t *testing.T) {
 		p, err := k.open(os.Getpid())
 		must(t, err)
 		defer p.Close()
-		if p.Info().UID != uint32(os.Getuid()) { //nolint:gosec // a uid
+		if p.Info().UID != uint32(os.Getuid()) {
 			t.Errorf("our own uid is %d", p.Info().UID)
 		}
 	})
@@ -220,7 +220,7 @@ func TestAnExecutableChangedInPlaceIsAnotherGeneration(t *testing.T) {
 		p, err := k.open(start(t, path, 0).pid)
 		must(t, err)
 		defer p.Close()
-		must(t, os.Chmod(path, 0o700)) //nolint:gosec // a program
+		must(t, os.Chmod(path, 0o700))
 		if after, err := p.Generation(); err != nil || after == p.Opened() {
 			t.Errorf("the generation is the same; error %v", err)
 		}

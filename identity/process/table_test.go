@@ -22,7 +22,7 @@ import (
 // expect asks for the caller of a thread, and requires exactly these paths.
 func (s *stage) expect(t *testing.T, tid int, paths ...string) identity.Caller {
 	t.Helper()
-	caller, err := s.Thread(t.Context(), uint32(tid)) //nolint:gosec // a tid
+	caller, err := s.Thread(t.Context(), uint32(tid))
 	must(t, err)
 	sameIDs(t, caller, paths...)
 	return caller
@@ -43,7 +43,7 @@ func sameIDs(t *testing.T, caller identity.Caller, paths ...string) {
 // without IDs, which it returns.
 func (s *stage) refuse(t *testing.T, tid int, want error) identity.Caller {
 	t.Helper()
-	caller, err := s.Thread(t.Context(), uint32(tid)) //nolint:gosec // a tid
+	caller, err := s.Thread(t.Context(), uint32(tid))
 	if !errors.Is(err, want) {
 		t.Fatalf("got %v, want %v", err, want)
 	}
@@ -223,7 +223,7 @@ func TestManyThreadsAskOnce(t *testing.T) {
 		var callers sync.WaitGroup
 		for range 32 {
 			callers.Go(func() {
-				caller, err := s.Thread(t.Context(), uint32(a.pid)) //nolint:gosec // a tid
+				caller, err := s.Thread(t.Context(), uint32(a.pid))
 				if err != nil || len(caller.IDs) != 1 {
 					t.Errorf("got %+v, %v", caller, err)
 				}
@@ -258,7 +258,7 @@ func TestACancelledRequestIsUnavailable(t *testing.T) {
 		<-ctx.Done() // until the table is closed
 		return identity.Grant{}, ctx.Err()
 	})
-	if _, err := s.Thread(ctx, uint32(a.pid)); !errors.Is(err, secret.ErrUnavailable) || !errors.Is(err, context.Canceled) { //nolint:gosec // a tid
+	if _, err := s.Thread(ctx, uint32(a.pid)); !errors.Is(err, secret.ErrUnavailable) || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
