@@ -229,6 +229,7 @@ const (
 	opGetattr  = 3
 	opReadlink = 5
 	opOpen     = 14
+	opRead     = 15
 	opRelease  = 18
 )
 

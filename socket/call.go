@@ -209,6 +209,8 @@ func operationOf(method string) string {
 		return "policy-explain"
 	case pb.Admin_Status_FullMethodName:
 		return "status"
+	case pb.Admin_VerifyAudit_FullMethodName:
+		return "audit-verify"
 	}
 	// Anybody can call anything, so this does not go to the audit log as it is.
 	if isPublic(method) {

@@ -206,7 +206,7 @@ func TestAProcessThatIsNotIdentifiedGetsNothing(t *testing.T) {
 		{"broker down", newPeers(func() (identity.Caller, error) {
 			return identity.Caller{}, secret.ErrUnavailable
 		}), codes.Unavailable, secret.ErrUnavailable},
-		{"gone when it was accepted", &peers{refuse: secret.ErrDenied, counting: make(chan struct{}, 1)}, codes.PermissionDenied, secret.ErrDenied},
+		{"gone when it was accepted", &peers{refuse: secret.ErrDenied}, codes.PermissionDenied, secret.ErrDenied},
 		{"processes are not identified", nil, codes.Unauthenticated, secret.ErrUnauthenticated},
 	}
 	for _, c := range cases {

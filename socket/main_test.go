@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -147,20 +148,21 @@ func dial(t testing.TB, path string) *net.UnixConn {
 
 // peers identifies everybody as answer says, and counts.
 type peers struct {
+	answer func() (identity.Caller, error)
+	refuse error
+
+	mu                      sync.Mutex
 	accepted, asked, closed int
-	answer                  func() (identity.Caller, error)
-	refuse                  error
-	counting                chan struct{} // a mutex
 }
 
 func newPeers(answer func() (identity.Caller, error)) *peers {
-	return &peers{answer: answer, counting: make(chan struct{}, 1)}
+	return &peers{answer: answer}
 }
 
 func (p *peers) count(what *int) {
-	p.counting <- struct{}{}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	*what++
-	<-p.counting
 }
 
 func (p *peers) Accept(*net.UnixConn) (identity.Connection, error) {

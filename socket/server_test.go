@@ -119,11 +119,19 @@ func TestAServerWhoseSecondSocketIsTakenLeavesNothing(t *testing.T) {
 }
 
 func TestOfServersThatStartAtOnceOneWins(t *testing.T) {
-	path := filepath.Join(shortDir(t), "agent.sock")
-	leaveSocket(t, path)
 	f := start(t, nil)
 	config := f.config
-	config.Path, config.AdminPath = path, ""
+	config.Path, config.AdminPath = filepath.Join(shortDir(t), "agent.sock"), ""
+	for range 20 {
+		leaveSocket(t, config.Path)
+		race(t, config)
+		names(t, filepath.Dir(config.Path))
+	}
+}
+
+// race starts several servers for the same socket.
+func race(t *testing.T, config socket.Config) {
+	t.Helper()
 	var all sync.WaitGroup
 	servers := make([]*socket.Server, 8)
 	failures := make([]error, len(servers))
@@ -140,13 +148,12 @@ func TestOfServersThatStartAtOnceOneWins(t *testing.T) {
 			continue
 		}
 		won++
-		dial(t, path)
-		check(t, s.Close(t.Context()))
+		defer func() { check(t, s.Close(t.Context())) }()
 	}
 	if won != 1 {
 		t.Errorf("%d of them think that they have the socket", won)
 	}
-	names(t, filepath.Dir(path))
+	dial(t, config.Path)
 }
 
 func TestWhatIsNoSocketStays(t *testing.T) {

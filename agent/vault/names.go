@@ -13,7 +13,8 @@ import (
 )
 
 // The filesystem's side of the door. A view shows what the identity that it was
-// made for may list; an empty secret has no file, so it is not there.
+// made for may list. An empty secret is an empty folder: what is mounted over it
+// survives a delete and an undelete.
 
 // Folder returns what the view shows directly in folder, in byte order. The
 // walk is cut at folders that no rule reaches.
@@ -26,7 +27,7 @@ func (v *Vault) Folder(_ context.Context, view identity.Caller, folder secret.Pa
 			c.leave()
 			continue
 		}
-		if c.entry.current == 0 || !rules.Allows(view.IDs, policy.List, c.path()).Allowed {
+		if !rules.Allows(view.IDs, policy.List, c.path()).Allowed {
 			continue
 		}
 		entries = append(entries, secret.Entry{Path: child, Folder: isFolder})
@@ -38,14 +39,20 @@ func (v *Vault) Folder(_ context.Context, view identity.Caller, folder secret.Pa
 }
 
 // Look describes one name of the view. The Info is zero for a folder. Looking
-// at a secret that exists and that the view may not show is audited; whoever
-// looks is told that nothing is there.
+// at a secret that exists and that the view may not show is audited, and at a
+// folder of such secrets, too: that is where the way to them ends. Whoever looks
+// is told that nothing is there.
 func (v *Vault) Look(ctx context.Context, view identity.Caller, path secret.Path) (secret.Entry, secret.Info, error) {
 	absent := fmt.Errorf("%s: %w", path, secret.ErrNotFound)
 	e, err := v.find(path)
 	if errors.Is(err, secret.ErrNotFound) {
-		if v.shows(view, path) {
+		shown, kept := v.shows(view, path)
+		if shown {
 			return secret.Entry{Path: path, Folder: true}, secret.Info{}, nil
+		}
+		if kept {
+			event := v.event(view, "lookup", path, policy.Decision{})
+			_ = v.refuse(event, secret.ErrDenied) // the answer hides the reason
 		}
 		return secret.Entry{}, secret.Info{}, absent
 	}
@@ -63,24 +70,24 @@ func (v *Vault) Look(ctx context.Context, view identity.Caller, path secret.Path
 	if err != nil {
 		return secret.Entry{}, secret.Info{}, err
 	}
-	if s.live.Version == 0 {
-		return secret.Entry{}, secret.Info{}, absent
-	}
-	return secret.Entry{Path: path}, s.info(revision), nil
+	return secret.Entry{Path: path, Empty: s.live.Version == 0}, s.info(revision), nil
 }
 
-// shows reports whether anything that the view may show lies under folder.
-func (v *Vault) shows(view identity.Caller, folder secret.Path) bool {
-	rules := v.rules()
+// shows reports whether anything that the view may show lies under folder, and,
+// when nothing does, whether something lies there that is kept from the view.
+func (v *Vault) shows(view identity.Caller, folder secret.Path) (shown, kept bool) {
+	rules, names := v.rules(), v.index.snapshot()
 	if !rules.Reaches(view.IDs, folder) {
-		return false
+		return false, names.occupied(folder)
 	}
-	for c := range v.index.snapshot().below(folder, secret.Path{}) {
-		if c.entry.current != 0 && rules.Allows(view.IDs, policy.List, c.path()).Allowed {
-			return true
+	for c := range names.below(folder, secret.Path{}) {
+		allowed := rules.Allows(view.IDs, policy.List, c.path()).Allowed
+		if allowed && c.entry.current != 0 {
+			return true, false
 		}
+		kept = kept || !allowed
 	}
-	return false
+	return false, kept
 }
 
 // Open decides whether caller may open file through the view, and audits it.

@@ -170,7 +170,7 @@ type AuditReport struct {
 func (c *Client) VerifyAudit(ctx context.Context) (AuditReport, error) {
 	report, err := c.manage.VerifyAudit(ctx, &pb.VerifyAuditRequest{})
 	if err != nil {
-		return AuditReport{}, err
+		return AuditReport{}, c.admin.failed("checking the audit log", err)
 	}
 	return AuditReport{
 		Segments: int(report.GetSegments()), Records: report.GetRecords(),

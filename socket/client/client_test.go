@@ -163,17 +163,16 @@ func useSecrets(t *testing.T, c *client.Client) {
 	if err != nil || info.Current != 1 || info.Path != dbCreds || len(info.Keys) != 2 {
 		t.Fatalf("put: %+v %v", info, err)
 	}
-	if key := info.Keys[0].Key; true {
-		if value, _ := sent.Get(key); string(value) != "hunter2" {
-			t.Errorf("what was put is %q afterwards, and belongs to the caller", value)
-		}
-		found, err := c.Get(ctx, dbCreds, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if value, _ := found.Values.Get(key); string(value) != "hunter2" || found.Version.Version != 1 || found.Info.ID != info.ID {
-			t.Errorf("got %q, %+v", value, found)
-		}
+	key := info.Keys[0].Key
+	if value, _ := sent.Get(key); string(value) != "hunter2" {
+		t.Errorf("what was put is %q afterwards, and belongs to the caller", value)
+	}
+	found, err := c.Get(ctx, dbCreds, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if value, _ := found.Values.Get(key); string(value) != "hunter2" || found.Version.Version != 1 || found.Info.ID != info.ID {
+		t.Errorf("got %q, %+v", value, found)
 	}
 	if described, err := c.Describe(ctx, dbCreds); err != nil || !reflect.DeepEqual(described, info) {
 		t.Errorf("described as %+v: %v", described, err)

@@ -75,7 +75,7 @@ func (i *spiffeIdentity) follow(ctx context.Context, links ...*link) {
 			select {
 			case <-i.source.Updated():
 				for _, l := range links {
-					_ = l
+					l.renew()
 				}
 			case <-ctx.Done():
 				return
