@@ -174,10 +174,9 @@ type Info struct {
 // ErrTampered for a damaged store, ErrNewerFormat, ErrInUse, ErrTooLarge,
 // ErrInvalid for a batch or query outside the bounds).
 var (
-	ErrConflict  = errors.New("conflicting change")        // Update gave up
-	ErrCompacted = errors.New("changes no longer kept")    // Changes: start over with a Scan
-	ErrClosed    = errors.New("backend is closed")         // used after Close
-	ErrFull      = errors.New("no space left for a write") // nothing was written
+	ErrConflict  = errors.New("conflicting change")     // Update gave up
+	ErrCompacted = errors.New("changes no longer kept") // Changes: start over with a Scan
+	ErrClosed    = errors.New("backend is closed")      // used after Close
 )
 
 // Backend stores sealed records. All methods may be called concurrently.

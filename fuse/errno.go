@@ -33,6 +33,7 @@ func errnoOf(err error) gofuse.Status {
 		{secret.ErrUnauthenticated, syscall.EACCES}, // the caller's credential is invalid
 		{secret.ErrExpired, syscall.EKEYEXPIRED},    // the secret's expires_at has passed
 		{secret.ErrLimited, syscall.EAGAIN},         // too many callers wait to be identified
+		{secret.ErrFull, syscall.EIO},               // the audit log takes no record
 		{secret.ErrUnavailable, syscall.EIO},        // the broker or the store is down
 		{secret.ErrSealed, syscall.EIO},             // the agent has no root key yet
 		{secret.ErrTampered, syscall.EIO},           // the stored bytes are not those that were written

@@ -18,6 +18,7 @@ var (
 	ErrSealed          = errors.New("sealed")                       // the agent does not hold the root key
 	ErrUnavailable     = errors.New("unavailable")                  // a dependency is down; trying again may help
 	ErrLimited         = errors.New("limit reached")                // too many requests at once
+	ErrFull            = errors.New("no space left")                // on the disk of the store or of the audit log; nothing was written
 	ErrTampered        = errors.New("record failed authentication") // stored bytes were changed, swapped or cut
 	ErrNewerFormat     = errors.New("written by a newer version")   // a store this binary is too old for
 	ErrInUse           = errors.New("in use by another agent")      // a store, socket or mount has an owner

@@ -66,25 +66,30 @@ func BenchmarkGet(b *testing.B) {
 	for _, callers := range []int{1, 32} {
 		for _, c := range calls {
 			b.Run(fmt.Sprintf("%s/callers=%d", c.name, callers), func(b *testing.B) {
-				b.ReportAllocs()
-				b.SetParallelism(max(callers/runtime.GOMAXPROCS(0), 1))
-				if callers == 1 {
-					for b.Loop() {
-						if err := c.call(b.Context()); err != nil {
-							b.Fatal(err)
-						}
-					}
-					return
-				}
-				b.RunParallel(func(p *testing.PB) {
-					for p.Next() {
-						if err := c.call(b.Context()); err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
+				measure(b, callers, c.call)
 			})
 		}
 	}
+}
+
+// measure calls from as many goroutines at once.
+func measure(b *testing.B, callers int, call func(ctx context.Context) error) {
+	b.ReportAllocs()
+	if callers == 1 {
+		for b.Loop() {
+			if err := call(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return
+	}
+	b.SetParallelism(max(callers/runtime.GOMAXPROCS(0), 1))
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			if err := call(b.Context()); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
 }

@@ -32,6 +32,11 @@ type Limits struct {
 // maxHeader bounds the headers of a request, in bytes.
 const maxHeader = 16 << 10
 
+// handlers are the goroutines of a socket that handle one request after another.
+// Further requests at the same time get a goroutine each, whose stack has to grow
+// anew: a sixth of the processor time of a Get.
+const handlers = 32
+
 // Flow control windows in bytes (RFC 9113, section 5.2). Fixed ones spare the
 // pings by which gRPC would measure the link; a Unix socket needs no large ones.
 const (

@@ -84,6 +84,8 @@ func publicText(failure wire.Failure) string {
 	switch failure.Reason {
 	case wire.Sealed:
 		return "sealed: an operator must unlock the agent"
+	case wire.Full:
+		return "no space left: an operator must free some on the agent's disk; nothing was changed"
 	case wire.Unavailable:
 		return "unavailable: the agent cannot serve this now; try again"
 	case wire.DeadlineExceeded:

@@ -60,6 +60,7 @@ func newSurface(config Config, listener *net.UnixListener, made file, admin bool
 		grpc.StreamInterceptor(s.stream),
 		grpc.UnknownServiceHandler(s.unknown),
 		grpc.WaitForHandlers(true),
+		grpc.NumStreamWorkers(handlers),
 	)
 	s.grpc = grpc.NewServer(options...)
 	healthpb.RegisterHealthServer(s.grpc, health)

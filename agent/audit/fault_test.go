@@ -131,7 +131,7 @@ func TestAFailedWriteLeavesNothingBehind(t *testing.T) {
 			mustAppend(t, l, read(1))
 			disk.set(func(f *faulty) { f.write, f.keep = test.err, test.keep })
 			err := l.AppendAll([]Event{change(2, Intent), read(3), read(4)})
-			if !errors.Is(err, secret.ErrUnavailable) || !errors.Is(err, test.err) {
+			if !errors.Is(err, secret.ErrUnavailable) && !errors.Is(err, secret.ErrFull) || !errors.Is(err, test.err) {
 				t.Errorf("error %v", err)
 			}
 			if l.Health() == nil {
@@ -194,7 +194,7 @@ func TestASegmentThatCouldNotBeMadeDurableIsWrittenAgain(t *testing.T) {
 					f.truncate = unix.EIO
 				}
 			})
-			if _, err := l.Sync(t.Context()); !errors.Is(err, unix.EIO) || !errors.Is(err, secret.ErrUnavailable) {
+			if _, err := l.Sync(t.Context()); !errors.Is(err, unix.EIO) || !errors.Is(err, secret.ErrUnavailable) && !errors.Is(err, secret.ErrFull) {
 				t.Errorf("Sync: %v", err)
 			}
 			if err := l.Append(read(4)); !errors.Is(err, unix.EIO) {
@@ -343,7 +343,7 @@ func TestAFullDiskIsKnownAheadAndAppendingGoesOnWhenThereIsSpace(t *testing.T) {
 	if l.segment.end < l.segmentBytes-1000 {
 		t.Errorf("only %d of %d reserved bytes were used", l.segment.end, l.segmentBytes)
 	}
-	if err := l.Append(read(n)); !errors.Is(err, secret.ErrUnavailable) || !errors.Is(err, unix.ENOSPC) {
+	if err := l.Append(read(n)); !errors.Is(err, secret.ErrUnavailable) && !errors.Is(err, secret.ErrFull) || !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("error %v", err)
 	}
 	mustSync(t, l) // what was taken is durable

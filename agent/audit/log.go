@@ -100,7 +100,7 @@ type Stats struct {
 //
 // An error means that the operation must not be done or answered: the record
 // is not in the log, or, in the strict case, may not last. It is
-// secret.ErrUnavailable, or secret.ErrTooLarge for an event of more than 1 MiB.
+// secret.ErrUnavailable, secret.ErrFull, or secret.ErrTooLarge for an event of more than 1 MiB.
 func (l *Log) Append(e Event) error {
 	if err := l.writeOne(e); err != nil {
 		return err
@@ -136,7 +136,7 @@ func (l *Log) write(events []Event) error {
 			return err
 		}
 		if err := l.makeRoom(need); err != nil {
-			return fmt.Errorf("appending to the audit log: %w: %w", secret.ErrUnavailable, err)
+			return fmt.Errorf("appending to the audit log: %w: %w", failure(err), err)
 		}
 	}
 }
@@ -227,7 +227,7 @@ func (l *Log) refusedLocked(err error) error {
 		l.logger.Error("the audit log does not take records; requests fail until it does", "error", err)
 	}
 	l.trouble = err
-	return fmt.Errorf("appending to the audit log: %w: %w", secret.ErrUnavailable, err)
+	return fmt.Errorf("appending to the audit log: %w: %w", failure(err), err)
 }
 
 func errClosed() error {
@@ -308,4 +308,12 @@ func (l *Log) Close() error {
 		err = errors.Join(err, l.spare.Close(), os.Remove(filepath.Join(l.dir, spareName)))
 	}
 	return errors.Join(err, l.folder.Close())
+}
+
+// failure tells a full disk from everything else that is wrong with one.
+func failure(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return secret.ErrFull
+	}
+	return secret.ErrUnavailable
 }

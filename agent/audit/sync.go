@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/keyhole-agent/keyhole/secret"
 )
 
 // Sync returns after everything that was appended before the call is durable,
@@ -31,7 +30,7 @@ func (l *Log) Sync(ctx context.Context) (Head, error) {
 	defer func() { <-l.syncing }()
 	synced, err := l.syncTo(target, false)
 	if err != nil {
-		return Head{}, fmt.Errorf("making the audit log durable: %w: %w", secret.ErrUnavailable, err)
+		return Head{}, fmt.Errorf("making the audit log durable: %w: %w", failure(err), err)
 	}
 	return synced, nil
 }

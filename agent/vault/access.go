@@ -58,7 +58,7 @@ func (v *Vault) finish(event audit.Event, err error) error {
 		event.Decision, event.Reason = audit.Failed, err.Error()
 	}
 	if logErr := v.log.Append(event); logErr != nil {
-		return fmt.Errorf("%w: the audit log does not take the record of this request: %w", secret.ErrUnavailable, errors.Join(logErr, err))
+		return fmt.Errorf("the audit log does not take the record of this request: %w", errors.Join(logErr, err))
 	}
 	return err
 }
@@ -67,12 +67,12 @@ func (v *Vault) finish(event audit.Event, err error) error {
 func (v *Vault) logAll(ctx context.Context, events []audit.Event) (audit.Head, error) {
 	if len(events) > 0 {
 		if err := v.log.AppendAll(events); err != nil {
-			return audit.Head{}, fmt.Errorf("%w: the audit log does not take the record of this request: %w", secret.ErrUnavailable, err)
+			return audit.Head{}, fmt.Errorf("the audit log does not take the record of this request: %w", err)
 		}
 	}
 	head, err := v.log.Sync(ctx)
 	if err != nil {
-		return audit.Head{}, fmt.Errorf("%w: the audit log cannot be made durable: %w", secret.ErrUnavailable, err)
+		return audit.Head{}, err
 	}
 	return head, nil
 }

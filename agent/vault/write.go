@@ -19,7 +19,7 @@ import (
 // the caller's to wipe. The Info describes the new version alone.
 //
 // Errors: ErrDenied, ErrInvalid, ErrExists when the path is a folder or lies
-// under a secret, ErrTampered, ErrUnavailable, backend.ErrFull.
+// under a secret, ErrTampered, ErrUnavailable, secret.ErrFull.
 func (v *Vault) Put(ctx context.Context, caller identity.Caller, path secret.Path, values secret.Values) (secret.Info, error) {
 	event, err := v.may(caller, "put", policy.Write, path)
 	if err != nil {
@@ -63,7 +63,7 @@ func (v *Vault) Put(ctx context.Context, caller identity.Caller, path secret.Pat
 // stay in the store. To delete what is deleted already changes nothing.
 //
 // Errors: ErrDenied, also for an absent secret that the caller may not list;
-// ErrNotFound; ErrTampered; ErrUnavailable; backend.ErrFull.
+// ErrNotFound; ErrTampered; ErrUnavailable; secret.ErrFull.
 func (v *Vault) Delete(ctx context.Context, caller identity.Caller, path secret.Path, which secret.Selection) (secret.Info, error) {
 	event, err := v.may(caller, "delete", policy.Write, path)
 	if err != nil {

@@ -58,16 +58,16 @@ func TestAFullDiskWritesNothingAndLosesNothing(t *testing.T) {
 		_, err = b.Commit(t.Context(), []backend.Batch{putting(fmt.Sprint(written), body)})
 	}
 	written--
-	if !errors.Is(err, backend.ErrFull) {
+	if !errors.Is(err, secret.ErrFull) {
 		t.Fatalf("after %d commits: %v", written, err)
 	}
 	// A batch that partly fits: its first record alone would.
 	several := putting("small", []byte("x"))
 	several.Ops = append(several.Ops, putting("large", bytes.Repeat(body, 100)).Ops...)
-	if _, err := b.Commit(t.Context(), []backend.Batch{several}); !errors.Is(err, backend.ErrFull) {
+	if _, err := b.Commit(t.Context(), []backend.Batch{several}); !errors.Is(err, secret.ErrFull) {
 		t.Fatalf("a batch too large for the disk: %v", err)
 	}
-	if err := b.Health(t.Context()); !errors.Is(err, backend.ErrFull) {
+	if err := b.Health(t.Context()); !errors.Is(err, secret.ErrFull) {
 		t.Errorf("Health on a full disk: %v", err)
 	}
 	for i := range written + 1 {
@@ -96,7 +96,7 @@ func TestAFullDiskMakesNoHalfStore(t *testing.T) {
 	}
 	folder := mountSmall(t, "size=64k")
 	_, err := Open(Config{Path: filepath.Join(folder, "store", "keyhole.db")})
-	if !errors.Is(err, backend.ErrFull) {
+	if !errors.Is(err, secret.ErrFull) {
 		t.Fatalf("Open: %v", err)
 	}
 	entries, err := os.ReadDir(filepath.Join(folder, "store"))

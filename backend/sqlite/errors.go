@@ -10,7 +10,6 @@ import (
 
 	sqlite3 "github.com/mattn/go-sqlite3"
 
-	"github.com/keyhole-agent/keyhole/backend"
 	"github.com/keyhole-agent/keyhole/secret"
 )
 
@@ -25,7 +24,7 @@ func translate(err error) error {
 	}
 	switch {
 	case noSpace(err):
-		return fmt.Errorf("%w: %w", backend.ErrFull, err)
+		return fmt.Errorf("%w: %w", secret.ErrFull, err)
 	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: the store cannot be written: %w", secret.ErrUnavailable, err)
 	}
@@ -34,7 +33,7 @@ func translate(err error) error {
 
 func translateCode(err error, found sqlite3.Error) error {
 	if found.Code == sqlite3.ErrFull || noSpace(found.SystemErrno) {
-		return fmt.Errorf("%w: free some space on the store's disk: %w", backend.ErrFull, err)
+		return fmt.Errorf("%w: free some space on the store's disk: %w", secret.ErrFull, err)
 	}
 	switch found.Code {
 	case sqlite3.ErrCorrupt, sqlite3.ErrNotADB, sqlite3.ErrFormat:

@@ -71,7 +71,7 @@ var (
 // Errors: secret.ErrInvalid for a file that is not a Keyhole store, or a folder
 // or file that others can write; secret.ErrInUse; secret.ErrNewerFormat;
 // secret.ErrTampered for a damaged store; secret.ErrUnavailable for one that
-// cannot be read or written; backend.ErrFull.
+// cannot be read or written; secret.ErrFull.
 func Open(config Config) (*Backend, error) {
 	return open(context.Background(), config, currentSchema())
 }

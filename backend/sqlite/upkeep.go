@@ -21,7 +21,7 @@ const (
 
 // Health returns nil when the store can be read and written. It looks at the
 // files, reads, and wants 1 MiB of free disk, below which it returns
-// backend.ErrFull though smaller commits still succeed. After a write that
+// secret.ErrFull though smaller commits still succeed. After a write that
 // failed it also writes, since only that tells whether the next one would.
 func (b *Backend) Health(ctx context.Context) error {
 	if _, err := b.Info(ctx); err != nil {
@@ -45,7 +45,7 @@ func (b *Backend) Health(ctx context.Context) error {
 		return fmt.Errorf("looking at the store's disk: %w", err)
 	}
 	if free := disk.Bavail * uint64(disk.Bsize); free < minFree {
-		return fmt.Errorf("%w: %d bytes are left on the store's disk", backend.ErrFull, free)
+		return fmt.Errorf("%w: %d bytes are left on the store's disk", secret.ErrFull, free)
 	}
 	return nil
 }

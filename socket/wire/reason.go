@@ -38,6 +38,7 @@ const (
 	Sealed           Reason = "SEALED"
 	Unavailable      Reason = "UNAVAILABLE"
 	Limited          Reason = "LIMITED"
+	Full             Reason = "FULL"
 	Tampered         Reason = "TAMPERED"
 	NewerFormat      Reason = "NEWER_FORMAT"
 	InUse            Reason = "IN_USE"
@@ -69,6 +70,7 @@ func Failures() []Failure {
 		{secret.ErrTampered, Tampered, codes.DataLoss, false},
 		{secret.ErrNewerFormat, NewerFormat, codes.FailedPrecondition, false},
 		{secret.ErrInUse, InUse, codes.FailedPrecondition, false},
+		{secret.ErrFull, Full, codes.ResourceExhausted, false},
 		{secret.ErrUnavailable, Unavailable, codes.Unavailable, false},
 		{secret.ErrLimited, Limited, codes.ResourceExhausted, true},
 		{secret.ErrTooLarge, TooLarge, codes.InvalidArgument, true},
