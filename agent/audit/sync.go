@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
 )
 
 // Sync returns after everything that was appended before the call is durable,

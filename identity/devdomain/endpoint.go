@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/keyhole-agent/keyhole/identity/process"
 	"github.com/keyhole-agent/keyhole/secret"
 )
 
@@ -85,9 +86,9 @@ func removeStale(path string) error {
 	if found.Mode().Type() != fs.ModeSocket {
 		return fmt.Errorf("%w: %s exists and is no socket", secret.ErrInUse, path)
 	}
-	conn, err := net.Dial("unix", path)
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err == nil {
-		return errors.Join(fmt.Errorf("%w: a server listens on %s", secret.ErrInUse, path), conn.Close())
+		return errors.Join(fmt.Errorf("%w: %s serves %s", secret.ErrInUse, listenerOf(conn), path), conn.Close())
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("looking whether %s is in use: %w", path, err)
@@ -96,4 +97,14 @@ func removeStale(path string) error {
 		return fmt.Errorf("removing an old socket: %w", err)
 	}
 	return nil
+}
+
+// listenerOf names the process at the other end, as far as it can be told.
+func listenerOf(conn *net.UnixConn) string {
+	other, err := process.PeerOf(conn)
+	if err != nil {
+		return "another process"
+	}
+	defer other.Close()
+	return fmt.Sprintf("process %d", other.Info().PID)
 }

@@ -3,6 +3,7 @@
 package bench
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -125,7 +126,7 @@ func (p *process) work(method string, w Work) side {
 }
 
 // processPart is what can be asked of every part.
-type processPart struct{ profile *os.File }
+type processPart struct{ profile bytes.Buffer }
 
 // Memory is what a process takes, in bytes.
 type Memory struct {
@@ -160,32 +161,35 @@ func resident(pid int) (uint64, error) {
 	return 0, errors.New("the kernel does not say how much memory is resident")
 }
 
-// Profile begins a CPU profile in the file that name says; "" ends it.
-func (p *processPart) Profile(name string, _ *nothing) (err error) {
-	if name == "" {
-		pprof.StopCPUProfile()
-		return p.profile.Close()
-	}
-	if p.profile, err = os.Create(filepath.Clean(name)); err != nil {
-		return err
-	}
-	return pprof.StartCPUProfile(p.profile)
+// BeginProfile begins a CPU profile.
+func (p *processPart) BeginProfile(nothing, *nothing) error {
+	p.profile.Reset()
+	return pprof.StartCPUProfile(&p.profile)
 }
 
-// profiled does what is given once more, with profiles of the parts if there
-// are to be any.
-func profiled(b *testing.B, name string, do side, parts ...*process) {
+// EndProfile ends it, and tells it.
+func (p *processPart) EndProfile(_ nothing, reply *[]byte) error {
+	pprof.StopCPUProfile()
+	*reply = bytes.Clone(p.profile.Bytes())
+	return nil
+}
+
+// profiled does some work so many times more, with profiles of the parts, when
+// there are to be any.
+func profiled(b *testing.B, name string, times int, work side, parts ...*process) {
 	b.Helper()
 	if *profiles == "" {
 		return
 	}
 	for _, p := range parts {
-		p.call("Process.Profile", filepath.Join(*profiles, name+"-"+p.name+".pprof"), nil)
+		p.call("Process.BeginProfile", nil, nil)
 	}
-	for range 10 {
-		do()
+	for range times {
+		work()
 	}
 	for _, p := range parts {
-		p.call("Process.Profile", "", nil)
+		var profile []byte
+		p.call("Process.EndProfile", nil, &profile)
+		check(b, os.WriteFile(filepath.Join(*profiles, name+"-"+p.name+".pprof"), profile, 0o600))
 	}
 }

@@ -66,7 +66,7 @@ func BenchmarkGet(b *testing.B) {
 			results.add("  the same with package client ÷ echo", asRatio, rates[2].over(rates[1]))
 			results.add("  Get", asRate, rates[0])
 			results.add("  echo", asRate, rates[1])
-			profiled(b, fmt.Sprintf("get-%d", callers), get, f.agent, f.user)
+			profiled(b, fmt.Sprintf("get-%d", callers), 10, get, f.agent, f.user)
 		})
 	}
 }
@@ -103,7 +103,7 @@ func BenchmarkOpenReadClose(b *testing.B) {
 			results.add("  open+read+close", asRate, rates[0])
 			results.add("  without checks", asRate, rates[1])
 			results.add("  kernel requests for each", asCount, requests[1:], atMost(4)) // without the warming up
-			profiled(b, fmt.Sprintf("open-%d", readers), open, f.agent)
+			profiled(b, fmt.Sprintf("open-%d", readers), 10, open, f.agent)
 		})
 	}
 }

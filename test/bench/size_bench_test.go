@@ -21,7 +21,7 @@ func BenchmarkStart(b *testing.B) {
 			dir := folder(b)
 			names := make([]string, secrets)
 			for i := range names {
-				names[i] = fmt.Sprintf("apps/team%d/service%d/creds", i%100, i/100)
+				names[i] = fmt.Sprintf("apps/team%d/service%d", i%100, i/100)
 			}
 			s, err := newStore(b.Context(), dir)
 			check(b, err)
@@ -43,6 +43,10 @@ func BenchmarkStart(b *testing.B) {
 				atOnce = append(atOnce, float64(at)/(1<<20))
 				collected = append(collected, float64(memory.Resident)/(1<<20))
 				heap = append(heap, float64(memory.Heap)/(1<<20))
+				agent.stop()
+			}
+			if agent := start(b, "agent", uint32(os.Geteuid())); true {
+				profiled(b, fmt.Sprintf("start-%d", secrets), 1, func() Done { agent.call("Part.Start", dir, nil); return Done{} }, agent)
 				agent.stop()
 			}
 			b.ReportMetric(starts.median(), "ms/start")

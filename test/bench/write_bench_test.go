@@ -64,8 +64,8 @@ func BenchmarkPut(b *testing.B) {
 		results.add("  without gRPC", asRate, rates[1])
 		results.add("  the same batches on a bare store", asRate, bare)
 		results.add("  writes in a group", asCount, groupSizes)
-		profiled(b, "put", put, vault, user)
-		profiled(b, "put-without-grpc", direct, vault)
+		profiled(b, "put", 10, put, vault, user)
+		profiled(b, "put-without-grpc", 10, direct, vault)
 	})
 }
 

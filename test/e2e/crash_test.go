@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/keyhole-agent/keyhole/backend/sqlite"
@@ -83,6 +84,7 @@ func writeUntilKilled(t *testing.T, d *daemon, promises *promised, round int) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	enough := promises.await(20 + rand.IntN(150))
+	var killed atomic.Bool
 	var running sync.WaitGroup
 	for writer := range writers {
 		path := "crash/shared"
@@ -95,9 +97,7 @@ func writeUntilKilled(t *testing.T, d *daemon, promises *promised, round int) {
 				value := fmt.Sprintf("round %d, writer %d, write %d", round, writer, n)
 				version, err := put(ctx, c, path, "key", value)
 				if err != nil {
-					select {
-					case <-d.exited:
-					default:
+					if !killed.Load() {
 						t.Errorf("writing failed while the agent ran: %v", err)
 						cancel()
 					}
@@ -113,6 +113,7 @@ func writeUntilKilled(t *testing.T, d *daemon, promises *promised, round int) {
 	case <-enough:
 	case <-ctx.Done():
 	}
+	killed.Store(true)
 	d.kill()
 	running.Wait()
 	if ctx.Err() != nil {

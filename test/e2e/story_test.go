@@ -81,7 +81,7 @@ func environmentAppears(t *testing.T, d *daemon) {
 		}
 	}
 	shell := session{t: t, environ: []string{"PATH=" + run.dir + ":" + os.Getenv("PATH")}}
-	shell.sh(". " + d.path("env") + " && keyhole status --wait 30s").shows(
+	shell.sh(". "+d.path("env")+" && keyhole status --wait 30s").shows(
 		"spiffe://dev.keyhole.test/keyhole/agent", fmt.Sprintf("pid %d", d.process.Process.Pid), d.path("secrets"))
 	shell.sh(". " + d.path("env") + ` && echo "$KEYHOLE_SOCKET $KEYHOLE_ADMIN_SOCKET $SPIFFE_ENDPOINT_SOCKET"`).says(
 		fmt.Sprintf("%s %s unix://%s\n", d.path("agent.sock"), d.path("admin.sock"), d.path("spiffe", "workload.sock")))
@@ -101,7 +101,7 @@ func onlyTheAllowedUserReads(t *testing.T, d *daemon) {
 	d.as(app).keyhole("secret", "get", "db/creds", "password").says(sesame)
 	d.as(app).without("SPIFFE_ENDPOINT_SOCKET").keyhole("secret", "get", "db/creds", "password").says(sesame)
 	d.as(app).keyhole("secret", "put", "db/creds", "password=mine").fails(denied, "permission denied")
-	d.as(app).sh("echo mine > "+file).cannot("Read-only file system")
+	d.as(app).sh("echo mine > " + file).cannot("Read-only file system")
 
 	d.as(stranger).cat(file).cannot("No such file or directory")
 	d.as(root).keyhole("secret", "put", "token", "key=value").ok()
