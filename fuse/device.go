@@ -86,7 +86,7 @@ func newDevice(fd int, t *tree) (*device, error) {
 		tree:     t,
 		log:      t.Logger,
 		bulk:     bulk,
-		keep:     int32(min(2*max(runtime.GOMAXPROCS(0), 2), 16)), //nolint:gosec // at most 16
+		keep:     int32(min(2*max(runtime.GOMAXPROCS(0), 2), 16)),
 		limit:    maxLoops,
 	}, nil
 }
@@ -103,7 +103,7 @@ func (d *device) handshake() error {
 	if status != gofuse.OK || size < int(unsafe.Sizeof(gofuse.OutHeader{})+unsafe.Sizeof(gofuse.InitOut{})) {
 		return fmt.Errorf("answering the kernel's greeting: %s", status)
 	}
-	greeting := (*gofuse.InitOut)(unsafe.Pointer(&reply[unsafe.Sizeof(gofuse.OutHeader{})])) //nolint:gosec // the length was checked
+	greeting := (*gofuse.InitOut)(unsafe.Pointer(&reply[unsafe.Sizeof(gofuse.OutHeader{})]))
 	greeting.MaxPages = maxPages
 	if _, err := unix.Write(d.fd, reply[:size]); err != nil {
 		return fmt.Errorf("answering the kernel's greeting: %w", err)
@@ -178,7 +178,7 @@ var pollHackName = []byte(".go-fuse-epoll-hack\x00")
 // serve answers one request, which it does not keep. It may wait only if it is
 // patient.
 func (d *device) serve(request, reply []byte, patient bool) {
-	header := (*gofuse.InHeader)(unsafe.Pointer(&request[0])) //nolint:gosec // receive checked the length
+	header := (*gofuse.InHeader)(unsafe.Pointer(&request[0]))
 	d.counts[min(header.Opcode, opLast-1)].Add(1)
 	switch header.Opcode {
 	case opOpen, opReadlink:
@@ -228,8 +228,8 @@ func (d *device) send(header *gofuse.InHeader, reply []byte) {
 //	length u32, -errno i32, unique u64
 func failure(reply []byte, unique uint64, errno syscall.Errno) []byte {
 	reply = reply[:unsafe.Sizeof(gofuse.OutHeader{})]
-	binary.NativeEndian.PutUint32(reply, uint32(len(reply))) //nolint:gosec // 16
-	binary.NativeEndian.PutUint32(reply[4:], -uint32(errno)) //nolint:gosec // errnos are small
+	binary.NativeEndian.PutUint32(reply, uint32(len(reply)))
+	binary.NativeEndian.PutUint32(reply[4:], -uint32(errno))
 	binary.NativeEndian.PutUint64(reply[8:], unique)
 	return reply
 }

@@ -53,7 +53,7 @@ func (c Config) complete() (Config, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	if c.Now == nil {
-		c.Now = time.Now //nolint:forbidigo // the one default clock of this package
+		c.Now = time.Now
 	}
 	c.Grace = defaultTo(c.Grace, time.Second)
 	c.Deadline = defaultTo(c.Deadline, 2*time.Second)

@@ -35,7 +35,7 @@ func fusermount(dir string) (int, error) {
 		return -1, fmt.Errorf("making a socket for %s: %w", helper, err)
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "socket"), os.NewFile(uintptr(pair[1]), "socket")
-	defer ours.Close() //nolint:errcheck // everything was received
+	defer ours.Close()
 	options := fmt.Sprintf("ro,nosuid,nodev,noexec,default_permissions,fsname=%s,subtype=%s,max_read=%d",
 		mountSource, strings.TrimPrefix(mountType, "fuse."), maxRead)
 	if othersAdmitted("/etc/fuse.conf") {
@@ -45,7 +45,7 @@ func fusermount(dir string) (int, error) {
 	if err := errors.Join(err, theirs.Close()); err != nil {
 		return -1, err
 	}
-	fd, err := receiveDescriptor(int(ours.Fd())) //nolint:gosec // descriptors are small
+	fd, err := receiveDescriptor(int(ours.Fd()))
 	if err != nil {
 		return -1, fmt.Errorf("receiving the mount from %s: %w", helper, err)
 	}
@@ -57,7 +57,7 @@ func fusermount(dir string) (int, error) {
 func runHelper(socket *os.File, arguments ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), helperTimeout)
 	defer cancel()
-	command := exec.CommandContext(ctx, helper, arguments...) //nolint:gosec // options, and a path after --
+	command := exec.CommandContext(ctx, helper, arguments...)
 	var complaints bytes.Buffer
 	command.Stderr = &complaints
 	if socket != nil {
@@ -104,7 +104,7 @@ func othersAdmitted(path string) bool {
 	if err != nil {
 		return false // no file: the default, which is no
 	}
-	defer config.Close() //nolint:errcheck // it was only read
+	defer config.Close()
 	lines := bufio.NewScanner(config)
 	for lines.Scan() {
 		if strings.TrimSpace(lines.Text()) == "user_allow_other" {

@@ -38,7 +38,7 @@ func (d *device) dropContent(id uint64) error {
 func (d *device) dropName(parent uint64, name string) error {
 	message := notification(notifyInvalEntry)
 	message = binary.NativeEndian.AppendUint64(message, parent)
-	message = binary.NativeEndian.AppendUint32(message, uint32(len(name))) //nolint:gosec // at most 253
+	message = binary.NativeEndian.AppendUint32(message, uint32(len(name)))
 	message = binary.NativeEndian.AppendUint32(message, 0)
 	message = append(append(message, name...), 0)
 	return d.notify("name", message)
@@ -55,7 +55,7 @@ func notification(code uint32) []byte {
 // request that is in work, so no handler and no holder of a lock may call it.
 // That the kernel does not know what it is about (ENOENT) is no error.
 func (d *device) notify(what string, message []byte) error {
-	binary.NativeEndian.PutUint32(message, uint32(len(message))) //nolint:gosec // some hundred bytes
+	binary.NativeEndian.PutUint32(message, uint32(len(message)))
 	if _, err := unix.Write(d.fd, message); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("making the kernel forget a %s: %w", what, err)
 	}

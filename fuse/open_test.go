@@ -65,7 +65,7 @@ func TestWhoCannotBeIdentifiedIsRefusedAndAudited(t *testing.T) {
 		m.call("Refused", nil, &refused)
 		for _, operation := range []string{"self: ", "open: "} {
 			if !slices.ContainsFunc(refused, func(r string) bool {
-				return strings.HasPrefix(r, operation) && (strings.HasSuffix(r, c.err.Error()) || c.err == errNobody && strings.HasSuffix(r, "no SPIFFE ID"))
+				return strings.HasPrefix(r, operation) && (strings.HasSuffix(r, c.err.Error()) || errors.Is(c.err, errNobody) && strings.HasSuffix(r, "no SPIFFE ID"))
 			}) {
 				t.Errorf("no refusal of %s with %v among %q", operation, c.err, refused)
 			}

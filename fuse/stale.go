@@ -29,7 +29,7 @@ func mountAt(path string) (m mounted, found bool, err error) {
 	if err != nil {
 		return m, false, fmt.Errorf("reading the mount table: %w", err)
 	}
-	defer table.Close() //nolint:errcheck // it was only read
+	defer table.Close()
 	lines := bufio.NewScanner(table)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -133,7 +133,7 @@ func serverOf(device string) int {
 		for line := range strings.Lines(string(info)) {
 			name, value, _ := strings.Cut(line, ":")
 			if name == "fuse_connection" && strings.TrimSpace(value) == minor {
-				pid, _ := strconv.Atoi(filepath.Base(process)) //nolint:errcheck // the pattern has only digits
+				pid, _ := strconv.Atoi(filepath.Base(process))
 				return pid
 			}
 		}

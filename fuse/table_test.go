@@ -70,7 +70,8 @@ func TestANodesNumberDependsOnAllThatItIs(t *testing.T) {
 		}
 		seen[number] = name
 	}
-	if ids.node(base, 0) != ids.node(base, 0) || ids.node(base, 0) == ids.node(base, 1) {
+	first, again := ids.node(base, 0), ids.node(base, 0)
+	if first != again || first == ids.node(base, 1) {
 		t.Error("numbers are not a function of node and salt")
 	}
 }

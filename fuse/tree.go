@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -59,8 +60,8 @@ func newTree(ctx context.Context, config Config, uid, gid int) *tree {
 		table:     newTable(config.Idle, config.MaxViews, started),
 		listings:  newListings(),
 		waiting:   newWaiting(maxLoops / 4),
-		uid:       uint32(uid), //nolint:gosec // the kernel's ids have 32 bits
-		gid:       uint32(gid), //nolint:gosec // as above
+		uid:       uint32(uid),
+		gid:       uint32(gid),
 		started:   started,
 		requestID: hex.EncodeToString(run[:]) + "-",
 		ctx:       ctx,
@@ -220,9 +221,9 @@ func sizeOf(info secret.Info, key secret.Key) (size int, found bool) {
 
 // created returns when the current version was written.
 func created(info secret.Info) time.Time {
-	for i := len(info.Versions) - 1; i >= 0; i-- {
-		if info.Versions[i].Version == info.Current {
-			return info.Versions[i].Created
+	for _, v := range slices.Backward(info.Versions) {
+		if v.Version == info.Current {
+			return v.Created
 		}
 	}
 	return info.Updated
@@ -271,7 +272,7 @@ func (t *tree) attributes(n *node, out *gofuse.Attr) {
 	case folder, secretDir:
 		out.Mode = gofuse.S_IFDIR | 0o500
 	case file:
-		out.Mode, out.Size = gofuse.S_IFREG|0o400, uint64(n.size) //nolint:gosec // sizes are not negative
+		out.Mode, out.Size = gofuse.S_IFREG|0o400, uint64(n.size)
 		out.Blocks = (out.Size + 511) / 512
 	}
 	changed := time.Unix(0, n.changed.Load())

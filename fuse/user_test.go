@@ -206,7 +206,7 @@ func (u *user) Ask(path string, reply *map[string]syscall.Errno) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // it was only read
+	defer unix.Close(fd)
 	note("fsync", unix.Fsync(fd))
 	_, err = unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
 	note("ioctl", err)
@@ -294,8 +294,7 @@ func (u *user) Watch(a ManyArguments, reply *Watched) error {
 func (w *Watched) look(path string, last *int) {
 	content, err := os.ReadFile(path)
 	if err != nil {
-		var failure *fs.PathError
-		if errors.As(err, &failure) {
+		if failure, ok := errors.AsType[*fs.PathError](err); ok {
 			w.Errors[failure.Op+": "+failure.Err.Error()]++
 		}
 		return

@@ -97,7 +97,7 @@ func Open(ctx context.Context, config Config) (*Vault, error) {
 		v.logger = slog.New(slog.DiscardHandler)
 	}
 	if v.now == nil {
-		v.now = time.Now
+		v.now = time.Now // the only clock of this package
 	}
 	if config.CacheBytes == 0 {
 		config.CacheBytes = DefaultCacheBytes

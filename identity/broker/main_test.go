@@ -143,9 +143,6 @@ func runAs(t *testing.T, user uint32) int {
 	return child.Process.Pid
 }
 
-//go:fix inline
-func number(n uint32) *uint32 { return new(n) }
-
 func wantIDs(t *testing.T, c *broker.Client, pid int, want ...spiffeid.ID) {
 	t.Helper()
 	grant, err := c.Attest(t.Context(), pid)

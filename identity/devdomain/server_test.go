@@ -138,9 +138,6 @@ func start(t *testing.T, config Config) *Server {
 	return s
 }
 
-//go:fix inline
-func number(n uint32) *uint32 { return new(n) }
-
 func dev(path string) spiffeid.ID {
 	return spiffeid.RequireFromString("spiffe://" + DefaultTrustDomain + path)
 }
