@@ -4,8 +4,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,7 +42,7 @@ type gate struct {
 
 func openGate(ctx context.Context, broker selfChecker, ready <-chan struct{}, logger *slog.Logger) *gate {
 	g := &gate{broker: broker, logger: logger, open: make(chan struct{})}
-	g.set(fmt.Errorf("%w: the agent has no SVID yet, so it cannot ask the broker", secret.ErrUnavailable))
+	g.set(errors.New("the agent has no SVID yet, so it cannot ask the broker"))
 	ctx, g.stop = context.WithCancel(context.WithoutCancel(ctx))
 	g.done.Go(func() { g.check(ctx, ready) })
 	return g
@@ -64,7 +66,7 @@ func (g *gate) check(ctx context.Context, ready <-chan struct{}) {
 			return
 		}
 		// Whatever is wrong is wrong with us, not with who asks.
-		shut := fmt.Errorf("%w: the broker has not proven that it sees the same processes: %w", secret.ErrUnavailable, err)
+		shut := fmt.Errorf("the broker has not proven that it sees the same processes: %w", err)
 		if before := g.Err(); before == nil || before.Error() != shut.Error() {
 			g.logger.Error("no workload can be identified", "error", shut)
 		}
@@ -79,7 +81,7 @@ func (g *gate) check(ctx context.Context, ready <-chan struct{}) {
 
 func (g *gate) set(err error) { g.state.Store(&err) }
 
-// Err returns why no process can be identified, or nil.
+// Err returns why no process can be identified, or nil. It is for people.
 func (g *gate) Err() error { return *g.state.Load() }
 
 // Attest asks the broker, once it is proven.
@@ -90,6 +92,13 @@ func (g *gate) Attest(ctx context.Context, pid int) (identity.Grant, error) {
 	return g.broker.Attest(ctx, pid)
 }
 
+// Health asks the broker about our own process, as it would be asked about
+// another, and returns why that does not work, or nil.
+func (g *gate) Health(ctx context.Context) error {
+	_, err := g.Attest(ctx, os.Getpid())
+	return err
+}
+
 // Close ends the check.
 func (g *gate) Close() error {
 	g.stop()
@@ -97,8 +106,8 @@ func (g *gate) Close() error {
 	return nil
 }
 
-// unavailable hides what else an error is: a broker that denies us is not a
-// broker that denies the process it was asked about.
+// unavailable is secret.ErrUnavailable and hides what else an error is: a broker
+// that denies us is not a broker that denies the process it was asked about.
 type unavailable struct{ err error }
 
 func (u unavailable) Error() string { return u.err.Error() }
@@ -109,7 +118,7 @@ func (u unavailable) Is(target error) bool { return target == secret.ErrUnavaila
 type noBroker struct{}
 
 func (noBroker) Attest(context.Context, int) (identity.Grant, error) {
-	return identity.Grant{}, fmt.Errorf("%w: no broker is configured (identity.broker), so processes cannot be identified; offer an X.509-SVID on the socket", secret.ErrUnavailable)
+	return identity.Grant{}, unavailable{errors.New("no broker is configured (identity.broker), so processes cannot be identified; offer an X.509-SVID on the socket")}
 }
 
 // Identifies waits until processes can be identified, and reports whether that

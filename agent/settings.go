@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
@@ -52,8 +54,11 @@ func ReadConfig(document []byte, environ []string, flags *pflag.FlagSet) (Config
 	return config, config.Check()
 }
 
-// unknownField is how the YAML package says that there is no such setting.
-var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)
+// What the YAML package says in terms of Go's types.
+var (
+	unknownField = regexp.MustCompile(`field (\S+) not found in type [\w.]+`)
+	intoStruct   = regexp.MustCompile(`into agent\.\w+`)
+)
 
 // yamlProblem says what is wrong with a document in our words, on one line.
 func yamlProblem(err error) string {
@@ -61,7 +66,8 @@ func yamlProblem(err error) string {
 	if several, ok := errors.AsType[*yaml.TypeError](err); ok {
 		text = strings.Join(several.Errors, "; ")
 	}
-	return unknownField.ReplaceAllString(text, `there is no setting "$1" here`)
+	text = unknownField.ReplaceAllString(text, `there is no setting "$1" here`)
+	return intoStruct.ReplaceAllString(text, "into a group of settings")
 }
 
 // AddFlags adds a flag for each setting. A list may be given with commas, and
@@ -139,7 +145,7 @@ func writeStruct(b *bytes.Buffer, v reflect.Value, indent string) error {
 			}
 			continue
 		}
-		text, err := yaml.Marshal(v.Field(i).Interface())
+		text, err := yaml.Marshal(onOneLine(v.Field(i).Interface()))
 		if err != nil {
 			return fmt.Errorf("writing setting %s: %w", field.Tag.Get("yaml"), err)
 		}
@@ -150,6 +156,16 @@ func writeStruct(b *bytes.Buffer, v reflect.Value, indent string) error {
 		}
 	}
 	return nil
+}
+
+// onOneLine keeps a text from being written as a block, whose end depends on
+// what follows it.
+func onOneLine(value any) any {
+	text, ok := value.(string)
+	if !ok || !strings.ContainsFunc(text, unicode.IsControl) || !utf8.ValidString(text) {
+		return value
+	}
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Style: yaml.DoubleQuotedStyle, Value: text}
 }
 
 // setting is one leaf of a Config.

@@ -25,7 +25,7 @@ func (a *Agent) Status(ctx context.Context, caller identity.Caller) (socket.Stat
 			a.storeStatus(ctx),
 			component("audit", a.log.Health(), a.config.Audit.Path),
 			component("identity", a.workload.Health(), a.workload.ID().String()),
-			a.brokerStatus(),
+			a.brokerStatus(ctx),
 			a.mountStatus(),
 			component("socket", a.unservedError(), a.config.Socket+", "+a.config.AdminSocket),
 		},
@@ -65,14 +65,14 @@ func (a *Agent) storeStatus(ctx context.Context) socket.Component {
 
 // brokerStatus counts a missing broker as healthy only where it is no use: the
 // mount, which needs one, is switched off, too.
-func (a *Agent) brokerStatus() socket.Component {
+func (a *Agent) brokerStatus(ctx context.Context) socket.Component {
 	if a.gate == nil {
 		return socket.Component{
 			Name: "broker", Healthy: !a.config.Mount.Enabled,
 			Message: "none is configured (identity.broker): only callers with an SVID are served, and nobody through the mount",
 		}
 	}
-	return component("broker", a.gate.Err(), a.config.Identity.Broker)
+	return component("broker", a.gate.Health(ctx), a.config.Identity.Broker)
 }
 
 func (a *Agent) mountStatus() socket.Component {

@@ -75,7 +75,7 @@ func (p *program) readAssignment(ctx context.Context, key, text string, assigned
 	case !fromFile:
 		return []byte(text), nil
 	case file == "-":
-		return readValue(p.stdin(ctx), "standard input")
+		return readValue(p.stdin(ctx, "the value of "+key), "standard input")
 	case file == "":
 		return nil, usagef("%s=@ lacks the name of a file", key)
 	}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -63,15 +62,19 @@ func (p *program) policyApplyCommand() *cobra.Command {
 // request.
 const maxPolicyFile = 16 << 20
 
-func (p *program) readFile(ctx context.Context, name string) (document []byte, err error) {
-	from := p.in
-	if name != "-" {
-		if from, err = os.Open(filepath.Clean(name)); err != nil {
+func (p *program) readFile(ctx context.Context, name string) ([]byte, error) {
+	var from io.Reader
+	if name == "-" {
+		from = p.stdin(ctx, "the policies")
+	} else {
+		file, err := os.Open(filepath.Clean(name))
+		if err != nil {
 			return nil, usageError{err}
 		}
-		defer func() { err = errors.Join(err, from.Close()) }()
+		defer file.Close() //nolint:errcheck // it was only read
+		from = input{ctx, file}
 	}
-	document, err = io.ReadAll(io.LimitReader(input{ctx, from}, maxPolicyFile+1))
+	document, err := io.ReadAll(io.LimitReader(from, maxPolicyFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading the policies: %w", err)
 	}

@@ -43,7 +43,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 	code := exitCode(err)
 	text := oneLine(err.Error())
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		code, text = exitFailed, "interrupted: "+text
+		code, text = exitFailed, "interrupted ("+text+")"
 	}
 	fmt.Fprintf(p.err, "keyhole: %s\n", text)
 	if p.debug {

@@ -43,6 +43,9 @@ input, or as key alone, which asks for it on the terminal.`,
 			if err != nil {
 				return err
 			}
+			if err := path.CheckStorable(); err != nil {
+				return usageError{err}
+			}
 			values, err := p.readAssignments(cmd.Context(), args[1:])
 			if err != nil {
 				return err

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -21,8 +22,14 @@ func (p *program) interactive() bool {
 	return term.IsTerminal(int(p.in.Fd())) && term.IsTerminal(int(p.err.Fd()))
 }
 
-// stdin is standard input, as far as it comes before ctx ends.
-func (p *program) stdin(ctx context.Context) io.Reader { return input{ctx, p.in} }
+// stdin is standard input, as far as it comes before ctx ends. A person who is
+// to type it is told so.
+func (p *program) stdin(ctx context.Context, what string) io.Reader {
+	if p.interactive() {
+		fmt.Fprintf(p.err, "Type %s, and end with Ctrl-D on a line of its own:\n", what)
+	}
+	return input{ctx, p.in}
+}
 
 // input reads a file until its context ends: a read of a terminal or a pipe
 // waits, and signals do not end it.
@@ -73,7 +80,12 @@ func await(ctx context.Context, file *os.File) (err error) {
 	}
 }
 
-// readHidden asks for one line that is not shown as it is typed.
+// maxTyped is the longest line that a terminal takes, with its end (termios(3),
+// canonical mode).
+const maxTyped = 4096
+
+// readHidden asks for one line that is not shown as it is typed; an end of input
+// is an empty one. The caller clears it.
 func (p *program) readHidden(ctx context.Context, prompt string) (_ []byte, err error) {
 	terminal := int(p.in.Fd())
 	before, err := unix.IoctlGetTermios(terminal, unix.TCGETS)
@@ -91,14 +103,13 @@ func (p *program) readHidden(ctx context.Context, prompt string) (_ []byte, err 
 	defer func() { err = errors.Join(err, unix.IoctlSetTermios(terminal, unix.TCSETS, before)) }()
 	fmt.Fprint(p.err, prompt)
 	defer fmt.Fprintln(p.err)
-	if err := await(ctx, p.in); err != nil {
+	line := make([]byte, maxTyped)
+	defer clear(line)
+	n, err := input{ctx, p.in}.Read(line) // one line at most
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	typed, err := term.ReadPassword(terminal)
-	if errors.Is(err, io.EOF) {
-		return nil, nil
-	}
-	return typed, err
+	return bytes.Clone(bytes.TrimSuffix(line[:n], []byte("\n"))), nil
 }
 
 // confirm asks a question that is answered with yes or no, and takes everything
@@ -107,7 +118,10 @@ func (p *program) confirm(ctx context.Context, question string) (bool, error) {
 	if _, err := fmt.Fprintf(p.err, "%s [y/N] ", question); err != nil {
 		return false, err
 	}
-	answer, err := bufio.NewReader(p.stdin(ctx)).ReadString('\n')
+	answer, err := bufio.NewReader(input{ctx, p.in}).ReadString('\n')
+	if err != nil {
+		fmt.Fprintln(p.err) // nobody pressed Enter
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return false, err
 	}

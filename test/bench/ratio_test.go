@@ -29,10 +29,8 @@ type Done struct {
 
 func (d Done) rate() float64 { return float64(d.Count) / d.Took.Seconds() }
 
-// each is how long one operation took, to each of so many callers.
-func (d Done) each(callers int) time.Duration {
-	return d.Took * time.Duration(callers) / time.Duration(max(d.Count, 1))
-}
+// micros is how long one took, in microseconds, when there was one caller.
+func (d Done) micros() float64 { return 1e6 / d.rate() }
 
 // do calls once, with the caller's number, as Work says. It stops at an error.
 func (w Work) do(once func(caller int) error) (Done, error) {

@@ -59,7 +59,7 @@ func BenchmarkGet(b *testing.B) {
 			w := Work{Callers: callers, For: slice}
 			get := f.user.work("Get", w)
 			rates := rounds(b, get, f.user.work("Echo", w), f.user.work("GetWithClient", w))
-			what := fmt.Sprintf("Get, %d callers", callers)
+			what := "Get, " + plural(callers, "caller")
 			ratio := rates[0].over(rates[1])
 			b.ReportMetric(ratio.median(), "ratio")
 			results.add(what+" ÷ echo", asRatio, ratio, atLeast(least))
@@ -96,7 +96,7 @@ func BenchmarkOpenReadClose(b *testing.B) {
 				return done
 			}
 			rates := rounds(b, open, counted)
-			what := fmt.Sprintf("open+read+close, %d readers", readers)
+			what := "open+read+close, " + plural(readers, "reader")
 			ratio := rates[0].over(rates[1])
 			b.ReportMetric(ratio.median(), "ratio")
 			results.add(what+" ÷ without checks", asRatio, ratio, atLeast(0.4))

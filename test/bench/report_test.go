@@ -112,6 +112,14 @@ func (r *report) print(w io.Writer) bool {
 	return all
 }
 
+// plural counts things.
+func plural(count int, thing string) string {
+	if count == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", count, thing)
+}
+
 // machine says where the numbers are from.
 func machine() string {
 	var name unix.Utsname
@@ -120,8 +128,9 @@ func machine() string {
 		release = unix.ByteSliceToString(name.Sysname[:]) + " " + unix.ByteSliceToString(name.Release[:])
 	}
 	load, _ := os.ReadFile("/proc/loadavg") // decoration
-	return fmt.Sprintf("%s, %d processors (%s), %s, %s; load at the end %s", release, runtime.NumCPU(),
-		cmp.Or(processor(), "unknown"), runtime.GOARCH, runtime.Version(), strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "))
+	average, _, _ := strings.Cut(string(load), " ")
+	return fmt.Sprintf("%s, %d processors (%s), %s, %s; load at the end: %s",
+		release, runtime.NumCPU(), cmp.Or(processor(), "unknown"), runtime.GOARCH, runtime.Version(), average)
 }
 
 // processor returns what the kernel calls the first processor.

@@ -156,8 +156,8 @@ func (p *storePart) Count(_ nothing, reply *Counts) error {
 	return nil
 }
 
-// Phases is how long the parts of one Put take.
-type Phases struct{ Before, Commit, After time.Duration }
+// Phases is how long the parts of one Put take, in microseconds.
+type Phases struct{ Before, Commit, After float64 }
 
 // Dissect puts so many times, one after another, and tells the mean of each
 // phase: deciding, sealing and the synced intent; the commit to the store; the
@@ -169,6 +169,7 @@ func (p *storePart) Dissect(count int, reply *Phases) error {
 	}
 	defer values.Wipe()
 	c := p.store.commits
+	var before, commit, after time.Duration
 	for range count {
 		begin := time.Now()
 		if _, err := p.store.Put(context.Background(), as(idOf(p.caller)), own(p.paths, 0, 1), values); err != nil {
@@ -176,14 +177,11 @@ func (p *storePart) Dissect(count int, reply *Phases) error {
 		}
 		end := time.Now()
 		c.mu.Lock()
-		reply.Before += c.begin.Sub(begin)
-		reply.Commit += c.end.Sub(c.begin)
-		reply.After += end.Sub(c.end)
+		before, commit, after = before+c.begin.Sub(begin), commit+c.end.Sub(c.begin), after+end.Sub(c.end)
 		c.mu.Unlock()
 	}
-	for _, phase := range []*time.Duration{&reply.Before, &reply.Commit, &reply.After} {
-		*phase /= time.Duration(count)
-	}
+	mean := func(all time.Duration) float64 { return Done{Count: int64(count), Took: all}.micros() }
+	*reply = Phases{Before: mean(before), Commit: mean(commit), After: mean(after)}
 	return nil
 }
 

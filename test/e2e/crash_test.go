@@ -57,7 +57,7 @@ func TestWhatWasAcknowledgedSurvivesKills(t *testing.T) {
 	d := startDev(t, filepath.Join(folder(t), "d"))
 	promises := &promised{values: map[string]map[secret.Version]string{}}
 	for round := range rounds(5, 100) {
-		writeUntilKilled(t, d, promises, round)
+		writeUntil(t, d, d.kill, promises, round)
 		d.as(root).cat(d.file("crash/shared", "key")).cannot("not connected")
 		d = startDev(t, d.dir)
 		everythingIsThere(t, d, promises)
@@ -77,14 +77,28 @@ func TestWhatWasAcknowledgedSurvivesKills(t *testing.T) {
 	}
 }
 
-// writeUntilKilled lets writers write, some of them to the same secret, and
-// kills the agent while they do.
-func writeUntilKilled(t *testing.T, d *daemon, promises *promised, round int) {
+// An end in good order is an end in the middle of writes, too.
+func TestWhatWasAcknowledgedSurvivesAStop(t *testing.T) {
+	begin(t)
+	d := startDev(t, filepath.Join(folder(t), "d"))
+	promises := &promised{values: map[string]map[secret.Version]string{}}
+	for round := range rounds(3, 30) {
+		writeUntil(t, d, d.stop, promises, round)
+		nothingIsLeft(t, d)
+		d = startDev(t, d.dir)
+		everythingIsThere(t, d, promises)
+		d.verifies()
+	}
+}
+
+// writeUntil lets writers write, some of them to the same secret, and ends the
+// agent while they do.
+func writeUntil(t *testing.T, d *daemon, end func(), promises *promised, round int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	enough := promises.await(20 + rand.IntN(150))
-	var killed atomic.Bool
+	var ending atomic.Bool
 	var running sync.WaitGroup
 	for writer := range writers {
 		path := "crash/shared"
@@ -97,7 +111,7 @@ func writeUntilKilled(t *testing.T, d *daemon, promises *promised, round int) {
 				value := fmt.Sprintf("round %d, writer %d, write %d", round, writer, n)
 				version, err := put(ctx, c, path, "key", value)
 				if err != nil {
-					if !killed.Load() {
+					if !ending.Load() {
 						t.Errorf("writing failed while the agent ran: %v", err)
 						cancel()
 					}
@@ -113,8 +127,8 @@ func writeUntilKilled(t *testing.T, d *daemon, promises *promised, round int) {
 	case <-enough:
 	case <-ctx.Done():
 	}
-	killed.Store(true)
-	d.kill()
+	ending.Store(true)
+	end()
 	running.Wait()
 	if ctx.Err() != nil {
 		t.Fatal("the writers did not get far enough")

@@ -47,7 +47,7 @@ func launch(t *testing.T, dir, program string, args ...string) *daemon {
 		"KEYHOLE_ADMIN_SOCKET=" + filepath.Join(dir, "admin.sock"),
 	}
 	d.process = exec.Command(program, args...)
-	d.process.Env = []string{"PATH=" + os.Getenv("PATH"), "GORACE=halt_on_error=1"}
+	d.process.Env = []string{"PATH=" + os.Getenv("PATH"), raceOptions}
 	d.process.Dir = "/"
 	d.process.Stderr = d.log
 	d.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -61,8 +61,12 @@ func launch(t *testing.T, dir, program string, args ...string) *daemon {
 	}()
 	t.Cleanup(func() {
 		d.kill()
+		if strings.Contains(d.log.text(), "DATA RACE") {
+			t.Errorf("%s has a data race:\n%s", d.process, d.log.text())
+		}
 		if t.Failed() {
-			t.Logf("the log of %s:\n%s", d.process, d.log.text())
+			lines := strings.SplitAfter(d.log.text(), "\n")
+			t.Logf("the end of the log of %s:\n%s", d.process, strings.Join(lines[max(0, len(lines)-25):], ""))
 		}
 	})
 	return d
@@ -146,9 +150,6 @@ func (d *daemon) wait() int {
 	case <-d.exited:
 	case <-time.After(patience):
 		d.t.Fatalf("the agent did not end within %s:\n%s", patience, d.log.text())
-	}
-	if strings.Contains(d.log.text(), "DATA RACE") {
-		d.t.Errorf("a data race:\n%s", d.log.text())
 	}
 	return d.process.ProcessState.ExitCode()
 }

@@ -80,7 +80,7 @@ func removeRun(dir string) error {
 	}
 	for _, process := range processes {
 		program, err := os.Readlink(filepath.Join(process, "exe"))
-		pid, _ := strconv.Atoi(filepath.Base(process)) //nolint:errcheck // the pattern has only digits
+		pid, _ := strconv.Atoi(filepath.Base(process)) // the pattern has only digits
 		if err == nil && strings.HasPrefix(program, dir+"/") {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 				return fmt.Errorf("ending process %d of %s: %w", pid, program, err)
@@ -125,7 +125,7 @@ func mountsBelow(dir string) ([]string, error) {
 // the path of a socket is.
 func folder(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(run.dir, "")
+	dir, err := os.MkdirTemp(run.dir, "") //nolint:usetesting // that of the test is too long, and closed to others
 	if err != nil {
 		t.Fatal(err)
 	}

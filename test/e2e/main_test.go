@@ -28,6 +28,10 @@ const patience = 60 * time.Second
 // a test, as another user.
 const partVariable = "KEYHOLE_E2E_PART"
 
+// raceOptions are for binaries that look for data races: without it they wait a
+// second before they exit.
+const raceOptions = "GORACE=atexit_sleep_ms=0"
+
 // run is what all tests share, and none changes.
 var run struct {
 	dir      string // everything of this run lies in it

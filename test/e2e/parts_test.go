@@ -81,7 +81,7 @@ func (o *opener) open() string {
 // playPart is this test binary as another user's program.
 func playPart(part string, uid uint32, argument string) *exec.Cmd {
 	process := exec.Command("/proc/self/exe", argument)
-	process.Env = []string{partVariable + "=" + part, "GORACE=atexit_sleep_ms=0"}
+	process.Env = []string{partVariable + "=" + part, raceOptions}
 	process.Dir = "/"
 	process.Stderr = os.Stderr
 	process.SysProcAttr = &syscall.SysProcAttr{

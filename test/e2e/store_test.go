@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,10 +38,13 @@ func TestAStoreOfANewerVersionIsLeftAlone(t *testing.T) {
 	begin(t)
 	d := startDev(t, filepath.Join(folder(t), "d"))
 	d.storeSesame()
-	d.stop()
+	d.kill()
 	database := d.path("store", "keyhole.db")
 	edit(t, database, "PRAGMA user_version = 99")
 	launch(t, d.dir, run.keyhole, "dev", "--dir", d.dir).refuses(failed, database, "newer version", "99")
+	if _, err := os.Lstat(d.path("env")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("env says that an agent is ready: %v", err)
+	}
 	edit(t, database, "PRAGMA user_version = 1")
 	d = startDev(t, d.dir)
 	d.as(root).cat(d.file("db/creds", "password")).says(sesame)
@@ -108,9 +112,9 @@ var damages = []struct {
 	{"the records of two secrets swapped", swap("secrets", 0, 1), []int{0, 1}},
 	{"the payloads of two versions swapped", swap("payloads", 2, 3), []int{2, 3}},
 	{"the keys of two versions swapped", swap("versions", 4, 5), []int{4, 5}},
-	{"a record cut", `UPDATE secrets SET body = substr(body, 1, length(body) - 1) WHERE id = ` + nth("secrets", 6), []int{6}},
-	{"a payload gone", `DELETE FROM payloads WHERE id = ` + nth("payloads", 7), []int{7}},
-	{"a bit of a payload turned", `UPDATE payloads SET body = CAST(substr(body, 1, 20) || x'00ff' || substr(body, 23) AS BLOB) WHERE id = ` + nth("payloads", 8), []int{8}},
+	{"a record cut", `UPDATE secrets SET body = substr(body, 1, 90) WHERE id = ` + nth("secrets", 6), []int{6}},
+	{"a bit of a payload turned", `UPDATE payloads SET body = CAST(substr(body, 1, 20) || x'00ff' || substr(body, 23) AS BLOB) WHERE id = ` + nth("payloads", 7), []int{7}},
+	{"a payload gone", `DELETE FROM payloads WHERE id = ` + nth("payloads", 8), []int{8}},
 }
 
 // nth is the ID of the record of the nth secret in a table.
@@ -170,8 +174,27 @@ func TestDamagedRecordsAreRefusedAndNamedAndTheOthersServed(t *testing.T) {
 	r.keyhole("status").shows("store", "FAULT", "3 stored records are refused")
 	r.keyhole("secret", "put", "many/s9", "key=new").ok()
 	r.keyhole("secret", "get", "many/s9", "key").says("new")
+	r.keyhole("secret", "put", "many/s6", "key=new").fails(failed, "many/s6", "failed authentication")
 	d.verifies()
+}
+
+// What is current is proven without the history, which is at the end of the
+// record, and for those who ask about it.
+func TestACutHistoryIsRefusedAndNotContinued(t *testing.T) {
+	begin(t)
+	d := startDev(t, filepath.Join(folder(t), "d"))
+	d.as(root).keyhole("secret", "put", "cut", "key=old").ok()
+	d.as(root).keyhole("secret", "put", "cut", "key=current").ok()
 	d.stop()
+	edit(t, d.path("store", "keyhole.db"), `UPDATE secrets SET body = substr(body, 1, length(body) - 1)`)
+	d = startDev(t, d.dir)
+	r := d.as(root)
+	r.keyhole("secret", "get", "cut", "key").says("current")
+	r.keyhole("secret", "get", "cut", "key", "--version", "1").fails(failed, "cut", "failed authentication")
+	r.keyhole("secret", "metadata", "cut").fails(failed, "cut", "failed authentication")
+	r.keyhole("secret", "put", "cut", "key=new").fails(failed, "cut", "failed authentication")
+	r.keyhole("secret", "delete", "cut").fails(failed, "cut", "failed authentication")
+	r.keyhole("secret", "get", "cut", "key").says("current")
 }
 
 func TestADamagedDatabaseFileKeepsTheAgentFromStarting(t *testing.T) {

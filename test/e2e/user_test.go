@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -88,7 +89,7 @@ func (s session) run(program string, args ...string) result {
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
 	command := exec.CommandContext(ctx, program, args...)
-	command.Env = s.environ
+	command.Env = append(slices.Clip(s.environ), raceOptions)
 	command.Dir = "/"
 	command.Stdin = strings.NewReader(s.input)
 	var out, complaints bytes.Buffer
