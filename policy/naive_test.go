@@ -155,7 +155,7 @@ func TestTheTrieDecidesAsTheNaiveMatcher(t *testing.T) {
 			}
 		}
 	})
-	if allowed < 100 || denied < 100 {
+	if !testing.Short() && (allowed < 100 || denied < 100) {
 		t.Errorf("%d allowed and %d denied: the comparison says little", allowed, denied)
 	}
 }
@@ -185,7 +185,7 @@ func TestNoFolderAboveWhatMayBeListedIsMissed(t *testing.T) {
 			}
 		}
 	})
-	if reached < 100 || missed < 100 {
+	if !testing.Short() && (reached < 100 || missed < 100) {
 		t.Errorf("%d folders reached and %d not: the comparison says little", reached, missed)
 	}
 }

@@ -61,7 +61,7 @@ func (p *agentPart) ServeEcho(dir string, _ *nothing) error {
 	if p.echo, err = sockettest.ServeEcho(path, p.source.ServerTLS()); err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o666) //nolint:gosec // as the agent's own
+	return os.Chmod(path, 0o666)
 }
 
 func (p *agentPart) close() error {
@@ -91,6 +91,6 @@ func folder(b *testing.B) string {
 	dir, err := os.MkdirTemp("", "khb") //nolint:usetesting // the path of TempDir is too long for a socket
 	check(b, err)
 	b.Cleanup(func() { check(b, os.RemoveAll(dir)) })
-	check(b, os.Chmod(dir, 0o755)) //nolint:gosec // workloads of other users pass through it
+	check(b, os.Chmod(dir, 0o755)) // workloads of other users pass through it
 	return dir
 }

@@ -103,7 +103,7 @@ func unlock(ctx context.Context, b backend.Backend, keyfile string) (*seal.Keyri
 func (s *store) close() error {
 	var errs []error
 	if s.Vault != nil {
-		errs = append(errs, s.Vault.Close())
+		errs = append(errs, s.Close())
 	}
 	if s.log != nil {
 		errs = append(errs, s.log.Close())
