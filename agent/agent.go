@@ -129,20 +129,24 @@ func New(ctx context.Context, config Config, options Options) (*Agent, error) {
 	return a, nil
 }
 
-// Run serves until ctx ends, or until a socket breaks, and then closes
-// everything. The error says what broke, and what could not be closed. It is
-// called once.
+// Run serves until ctx ends, or until the sockets are served no longer, and then
+// closes everything. The error says why nobody is served, and what could not be
+// closed. It is called once.
 func (a *Agent) Run(ctx context.Context) error {
-	a.wait(ctx)
-	return a.close(ctx)
+	err := a.wait(ctx)
+	return errors.Join(err, a.close(ctx))
 }
 
-func (a *Agent) wait(ctx context.Context) {
+// wait returns nil when ctx ends, or an error when nobody is served any more.
+func (a *Agent) wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		a.options.Logger.Info("stopping")
+		return nil
 	case <-a.unserved:
-		a.options.Logger.Error("stopping, because a socket is broken", "error", a.serveErr)
+		err := a.unservedError()
+		a.options.Logger.Error("stopping", "error", err)
+		return err
 	}
 }
 
@@ -278,7 +282,7 @@ func (a *Agent) openSockets(_ context.Context, _ identities) error {
 	a.onClose("the sockets", func(ctx context.Context) error {
 		err := a.sockets.Close(ctx)
 		<-a.unserved
-		return errors.Join(err, a.serveErr)
+		return err
 	})
 	return nil
 }

@@ -173,17 +173,21 @@ func (c Config) checkIdentities(wrong *problems) identities {
 			wrong.add("identity.broker_id", "%q names a whole trust domain: any workload in it could be the broker", c.Identity.BrokerID)
 		}
 	}
-	if address := c.Identity.WorkloadAPI; address != "" {
-		if err := workloadapi.ValidateAddress(address); err != nil {
-			wrong.add("identity.workload_api", "%q: %w; an address is unix:// and an absolute path", address, err)
+	if address := c.Identity.WorkloadAPI; address != "" && !isSocketAddress(address) {
+		// SPIFFE Workload Endpoint, section 4, also knows tcp://IP:PORT.
+		if err := workloadapi.ValidateAddress(address); err != nil || !strings.HasPrefix(address, "tcp://") {
+			wrong.add("identity.workload_api", "%q: an address is unix:// and an absolute path", address)
 		}
 	}
-	if address := c.Identity.Broker; address != "" {
-		if path, found := strings.CutPrefix(address, "unix://"); !found || !filepath.IsAbs(path) {
-			wrong.add("identity.broker", "%q: an address is unix:// and an absolute path", address)
-		}
+	if address := c.Identity.Broker; address != "" && !isSocketAddress(address) {
+		wrong.add("identity.broker", "%q: an address is unix:// and an absolute path", address)
 	}
 	return ids
+}
+
+func isSocketAddress(address string) bool {
+	path, found := strings.CutPrefix(address, "unix://")
+	return found && filepath.IsAbs(path)
 }
 
 // checkPaths also keeps the agent's own files out of its mount, where it would

@@ -182,7 +182,7 @@ func (d *Development) Run(ctx context.Context, ready func(env string)) error {
 		}
 	}
 	if failed == nil {
-		d.agent.wait(ctx)
+		failed = d.agent.wait(ctx)
 	}
 	return errors.Join(failed, d.removeEnv(), d.agent.close(ctx), d.domain.Close())
 }

@@ -5,7 +5,9 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/keyhole-agent/keyhole/identity"
@@ -27,7 +29,7 @@ func (a *Agent) Status(ctx context.Context, caller identity.Caller) (socket.Stat
 			component("identity", a.workload.Health(), a.workload.ID().String()),
 			a.brokerStatus(ctx),
 			a.mountStatus(),
-			component("socket", a.unservedError(), a.config.Socket+", "+a.config.AdminSocket),
+			a.socketStatus(),
 		},
 	}
 	if id := a.workload.ID(); !id.IsZero() {
@@ -82,11 +84,23 @@ func (a *Agent) mountStatus() socket.Component {
 	return component("mount", a.mounted(), cmp.Or(a.config.Mount.Link, a.config.Mount.Path))
 }
 
+// socketStatus also notices that somebody removed a socket, which the agent
+// itself never would.
+func (a *Agent) socketStatus() socket.Component {
+	err := a.unservedError()
+	for _, path := range []string{a.config.Socket, a.config.AdminSocket} {
+		if info, statErr := os.Lstat(path); statErr != nil || info.Mode().Type() != fs.ModeSocket {
+			err = errors.Join(err, fmt.Errorf("%s is there no longer; start the agent again", path))
+		}
+	}
+	return component("socket", err, a.config.Socket+", "+a.config.AdminSocket)
+}
+
 // unservedError returns why the sockets are served no longer, or nil.
 func (a *Agent) unservedError() error {
 	select {
 	case <-a.unserved:
-		return a.serveErr
+		return errors.Join(errors.New("the sockets are served no longer"), a.serveErr)
 	default:
 		return nil
 	}

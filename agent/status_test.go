@@ -118,15 +118,18 @@ func TestAStoreThatWasMovedAwayIsAFault(t *testing.T) {
 	requireFault(t, a, "none of them", "")
 }
 
-func TestASocketThatBrokeIsAFault(t *testing.T) {
+func TestASocketThatIsGoneIsAFault(t *testing.T) {
 	s := surround(t)
 	a := s.open(t)
-	breakSocket(t, s.config.AdminSocket)
+	a.Identifies(t.Context())
+	check(t, os.Rename(s.config.Socket, s.config.Socket+".away"))
+	requireFault(t, a, "socket", s.config.Socket+" is there no longer; start the agent again")
+	check(t, os.Rename(s.config.Socket+".away", s.config.Socket))
+	requireFault(t, a, "none of them", "")
+	check(t, a.sockets.Close(t.Context()))
 	<-a.unserved
-	requireFault(t, a, "socket", "serving the socket")
-	if err := a.close(t.Context()); err == nil {
-		t.Error("closing does not say what broke")
-	}
+	requireFault(t, a, "socket", "served no longer")
+	check(t, a.close(t.Context()))
 }
 
 func TestTheAuditLogIsVerifiedByWhoeverHasThePower(t *testing.T) {
