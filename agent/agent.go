@@ -265,6 +265,11 @@ func (a *Agent) openIdentity(ctx context.Context, ids identities) error {
 }
 
 func (a *Agent) openSockets(_ context.Context, _ identities) error {
+	for _, path := range []string{a.config.Socket, a.config.AdminSocket} {
+		if err := makeFolder(filepath.Dir(path), 0o755); err != nil {
+			return fmt.Errorf("making the folder of the sockets: %w", err)
+		}
+	}
 	var err error
 	a.sockets, err = socket.New(socket.Config{
 		Path: a.config.Socket, AdminPath: a.config.AdminSocket,

@@ -115,6 +115,7 @@ func (s *surroundings) start(t testing.TB) *Agent {
 	t.Helper()
 	a := s.open(t)
 	t.Cleanup(func() { check(t, a.close(context.Background())) })
+	<-a.workload.Ready()
 	if !a.Identifies(t.Context()) {
 		t.Fatal("the broker is not proven")
 	}

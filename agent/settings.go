@@ -218,7 +218,7 @@ func (s setting) set(text string) error {
 }
 
 func (s setting) text() string {
-	if items, ok := s.value.Interface().([]string); ok {
+	if items, ok := reflect.TypeAssert[[]string](s.value); ok {
 		return strings.Join(items, ",")
 	}
 	return fmt.Sprint(s.value.Interface())

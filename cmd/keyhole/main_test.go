@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 //	dev [UID] DIR      starts keyhole dev, waits until it is ready, and sets its environment
 //	serve LOG ARGS...  starts another keyhole that serves, and waits until it is ready
 //	signal NAME WORDS  sends it HUP, and waits until its log has the words
-//	stop [KILL]        ends it with SIGTERM, and requires exit code 0; or kills it
+//	halt [KILL]        ends it with SIGTERM, and requires exit code 0; or kills it
 //	fails CODE ARGS... requires an exit code of keyhole, and an error in one line
 //	as UID CODE ARGS.. runs a program as another user; "keyhole" is a copy that it may run
 //	terminal DIALOG CODE ARGS...  runs keyhole on a terminal, see terminal_test.go
@@ -61,7 +61,7 @@ func TestScripts(t *testing.T) {
 			return os.Geteuid() == 0, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"dev": startDev, "serve": serve, "signal": signalServer, "stop": stopServer,
+			"dev": startDev, "serve": serve, "signal": signalServer, "halt": haltServer,
 			"fails": fails, "as": runAs, "terminal": onTerminal,
 		},
 	})
@@ -113,7 +113,7 @@ func (s *server) launch(ts *testscript.TestScript, log, until string, command *e
 	ts.Check(err)
 	go func() {
 		defer close(s.lines)
-		defer file.Close() //nolint:errcheck // for people to read
+		defer file.Close() // for people to read
 		for lines := bufio.NewScanner(io.TeeReader(pipe, file)); lines.Scan(); {
 			s.lines <- lines.Text()
 		}
@@ -164,7 +164,7 @@ func signalServer(ts *testscript.TestScript, _ bool, args []string) {
 	s.await(ts, args[1])
 }
 
-func stopServer(ts *testscript.TestScript, _ bool, args []string) {
+func haltServer(ts *testscript.TestScript, _ bool, args []string) {
 	s := theServer(ts)
 	if len(args) == 1 && args[0] == "KILL" {
 		ts.Check(s.command.Process.Kill())

@@ -71,7 +71,7 @@ func (p *program) readFile(ctx context.Context, name string) ([]byte, error) {
 		if err != nil {
 			return nil, usageError{err}
 		}
-		defer file.Close() //nolint:errcheck // it was only read
+		defer file.Close() // it was only read
 		from = input{ctx, file}
 	}
 	document, err := io.ReadAll(io.LimitReader(from, maxPolicyFile+1))

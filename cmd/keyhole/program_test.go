@@ -40,7 +40,7 @@ func newProgram(t testing.TB, environ []string) (p *program, read func() (out, s
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { file.Close() }) //nolint:errcheck // read already
+		t.Cleanup(func() { file.Close() }) // read already
 		return file
 	}
 	dir := t.TempDir()
@@ -74,13 +74,13 @@ func silentAgent(t testing.TB) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { listener.Close() }) //nolint:errcheck // nobody was served
+		t.Cleanup(func() { listener.Close() }) // nobody was served
 		if socket.variable == client.WorkloadAPIVariable {
 			path = "unix://" + path
 		}
 		environ = append(environ, socket.variable+"="+path)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) }) //nolint:errcheck // sockets only
+	t.Cleanup(func() { os.RemoveAll(dir) }) // sockets only
 	return environ
 }
 
@@ -141,8 +141,8 @@ func TestAnInterruptEndsTheWaitForInput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer reader.Close() //nolint:errcheck // a pipe
-	defer writer.Close() //nolint:errcheck // a pipe
+	defer reader.Close() // a pipe
+	defer writer.Close() // a pipe
 	ctx, cancel := context.WithCancel(t.Context())
 	from := input{ctx, reader}
 	if _, err := io.WriteString(writer, "typed"); err != nil {
@@ -247,5 +247,22 @@ func TestTheUsersOwnAgentIsPreferred(t *testing.T) {
 	}
 	if got := firstThere(own, "system"); got != own {
 		t.Error(got)
+	}
+}
+
+func TestToStopAnAgentThatStartsIsNoFailure(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	dir := t.TempDir()
+	p, read := newProgram(t, nil)
+	code := p.run(ctx, []string{"dev", "--dir", filepath.Join(dir, "d")})
+	if _, said := read(); code != exitDone || strings.Contains(said, "keyhole: ") {
+		t.Errorf("exit code %d: %s", code, said)
+	}
+	if err := stoppedEarly(t.Context(), context.Canceled); err == nil {
+		t.Error("a failure is hidden")
+	}
+	if err := stoppedEarly(ctx, secret.ErrInUse); err == nil {
+		t.Error("a failure is hidden")
 	}
 }

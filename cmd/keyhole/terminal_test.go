@@ -27,7 +27,7 @@ import (
 func onTerminal(ts *testscript.TestScript, _ bool, args []string) {
 	keyboard, screen, err := openTerminal()
 	ts.Check(err)
-	defer keyboard.Close() //nolint:errcheck // nothing is left to be read
+	defer keyboard.Close() // nothing is left to be read
 	command := exec.Command("keyhole", args[2:]...)
 	command.Dir = ts.MkAbs(".")
 	command.Env = os.Environ()
