@@ -20,6 +20,9 @@ import (
 // again.
 const selfCheckPause = time.Second
 
+// selfCheckTimeout is how long one check may take.
+const selfCheckTimeout = 3 * time.Second
+
 // selfChecker is a broker that can be asked about ourselves.
 type selfChecker interface {
 	identity.Attestor
@@ -54,8 +57,9 @@ func (g *gate) check(ctx context.Context, ready <-chan struct{}) {
 		return
 	case <-ready:
 	}
+	g.set(errors.New("the broker has not answered yet"))
 	for {
-		err := g.broker.CheckSelf(ctx)
+		err := g.ask(ctx)
 		if err == nil {
 			g.set(nil)
 			close(g.open)
@@ -77,6 +81,13 @@ func (g *gate) check(ctx context.Context, ready <-chan struct{}) {
 		case <-time.After(selfCheckPause):
 		}
 	}
+}
+
+// ask is one attempt, so that an operator is told of a broker that is not there.
+func (g *gate) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, selfCheckTimeout)
+	defer cancel()
+	return g.broker.CheckSelf(ctx)
 }
 
 func (g *gate) set(err error) { g.state.Store(&err) }

@@ -67,7 +67,10 @@ func TestNobodyIsIdentifiedBeforeTheBrokerIsProven(t *testing.T) {
 		requireShut(t, g, b, "no SVID yet")
 		close(ready)
 		synctest.Wait()
-		requireShut(t, g, b, "no SVID yet")
+		requireShut(t, g, b, "has not answered yet")
+		time.Sleep(selfCheckTimeout) // of the bubble
+		synctest.Wait()
+		requireShut(t, g, b, "deadline exceeded")
 		b.checks <- nil
 		<-g.open
 		if grant, err := g.Attest(t.Context(), 7); err != nil || grant.IDs[0] != nobody {

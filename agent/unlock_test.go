@@ -113,6 +113,11 @@ func TestTheFirstThatIsSetOpensTheStore(t *testing.T) {
 func TestAStoreThatWasMadeWithAPasswordOpensWithIt(t *testing.T) {
 	s := surround(t)
 	s.config.Store.Path = filepath.Join(s.dir, "second", "keyhole.db")
+	long := []byte(strings.Repeat("x", 2000))
+	wants(t, InitPassword(t.Context(), s.config.Store, long), secret.ErrInvalid)
+	if long[0] != 0 || long[1999] != 0 {
+		t.Error("a password that is refused is left")
+	}
 	password := []byte("open sesame")
 	check(t, InitPassword(t.Context(), s.config.Store, password))
 	if string(password) != strings.Repeat("\x00", len(password)) {

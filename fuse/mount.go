@@ -137,7 +137,7 @@ func mountDirectly(private string) (int, error) {
 
 // explain adds to an error what to do about it.
 func explain(err error) error {
-	advice := "see keyhole doctor"
+	advice := "the kernel's log may say more (dmesg)"
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
 		advice = "/dev/fuse is missing: load the module (modprobe fuse), or give the container the device (--device /dev/fuse)"

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -57,6 +58,9 @@ func stoppedEarly(ctx context.Context, err error) error {
 	}
 	return err
 }
+
+// readyPatience bounds how long the agent puts off saying that it is ready.
+const readyPatience = 5 * time.Second
 
 func (p *program) agentCommand() *cobra.Command {
 	var path string
@@ -108,6 +112,13 @@ func (p *program) agent(ctx context.Context, path string, flags *pflag.FlagSet) 
 		}
 		return a.Reload(ctx, config)
 	})()
+	// Who starts after the agent may count on being identified, unless that takes
+	// longer than a start should.
+	identifies, cancel := context.WithTimeout(ctx, readyPatience)
+	defer cancel()
+	if !a.Identifies(identifies) {
+		logger.Warn("workloads cannot be identified yet; keyhole status says what is missing")
+	}
 	// Not running under systemd is no error.
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		logger.Warn("systemd was not told that the agent is ready", "error", err)
