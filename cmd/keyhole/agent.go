@@ -39,7 +39,7 @@ func (p *program) dev(ctx context.Context, dir string) error {
 	if err := agent.Harden(); err != nil {
 		return err
 	}
-	hangup := catchHangup()
+	hangup := catchSignals()
 	defer signal.Stop(hangup)
 	logger, level := agent.NewLogger(agent.DefaultConfig().Log, p.err, term.IsTerminal(int(p.err.Fd())))
 	d, err := agent.NewDevelopment(ctx, dir, agent.Options{Version: p.version, Logger: logger, Level: level})
@@ -90,7 +90,7 @@ func (p *program) agent(ctx context.Context, path string, flags *pflag.FlagSet) 
 	if err := agent.Harden(); err != nil {
 		return err
 	}
-	hangup := catchHangup()
+	hangup := catchSignals()
 	defer signal.Stop(hangup)
 	config, err := p.readConfig(path, flags)
 	if err != nil {
@@ -127,9 +127,11 @@ func (p *program) agent(ctx context.Context, path string, flags *pflag.FlagSet) 
 	return a.Run(ctx)
 }
 
-// catchHangup keeps SIGHUP from ending the process, from now on.
-func catchHangup() chan os.Signal {
-	hangup := make(chan os.Signal, 1)
+// catchSignals keeps SIGHUP from ending the process, from now on, and a log that
+// nobody reads any more: the mount would be left behind.
+func catchSignals() (hangup chan os.Signal) {
+	signal.Ignore(syscall.SIGPIPE)
+	hangup = make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	return hangup
 }

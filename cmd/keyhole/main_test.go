@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 //	serve LOG ARGS...  starts another keyhole that serves, and waits until it is ready
 //	signal NAME WORDS  sends it HUP, and waits until its log has the words
 //	halt [KILL]        ends it with SIGTERM, and requires exit code 0; or kills it
+//	deafen             has nobody read its log any more
 //	fails CODE ARGS... requires an exit code of keyhole, and an error in one line
 //	as UID CODE ARGS.. runs a program as another user; "keyhole" is a copy that it may run
 //	terminal DIALOG CODE ARGS...  runs keyhole on a terminal, see terminal_test.go
@@ -61,7 +62,7 @@ func TestScripts(t *testing.T) {
 			return os.Geteuid() == 0, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"dev": startDev, "serve": serve, "signal": signalServer, "halt": haltServer,
+			"dev": startDev, "serve": serve, "signal": signalServer, "halt": haltServer, "deafen": deafenServer,
 			"fails": fails, "as": runAs, "terminal": onTerminal,
 		},
 	})
@@ -86,7 +87,8 @@ type served struct{}
 // server is a keyhole that runs beside a script.
 type server struct {
 	command *exec.Cmd
-	lines   chan string // its log
+	log     io.Closer
+	lines   chan string // of its log
 }
 
 func theServer(ts *testscript.TestScript) *server { return ts.Value(served{}).(*server) }
@@ -97,10 +99,14 @@ func (s *server) launch(ts *testscript.TestScript, log, until string, command *e
 		ts.Fatalf("the script has a server already")
 	}
 	command.Dir = ts.MkAbs(".")
+	if command.SysProcAttr == nil {
+		command.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	command.SysProcAttr.Pdeathsig = syscall.SIGTERM // if the tests time out, so that it unmounts
 	pipe, err := command.StderrPipe()
 	ts.Check(err)
 	ts.Check(command.Start())
-	s.command, s.lines = command, make(chan string, 10_000)
+	s.command, s.log, s.lines = command, pipe, make(chan string, 10_000)
 	ts.Defer(func() {
 		if s.command != nil { // the script failed; SIGTERM, so that it unmounts
 			_ = s.command.Process.Signal(syscall.SIGTERM)
@@ -162,6 +168,13 @@ func signalServer(ts *testscript.TestScript, _ bool, args []string) {
 	signals := map[string]syscall.Signal{"HUP": syscall.SIGHUP}
 	ts.Check(s.command.Process.Signal(signals[args[0]]))
 	s.await(ts, args[1])
+}
+
+func deafenServer(ts *testscript.TestScript, _ bool, _ []string) {
+	s := theServer(ts)
+	ts.Check(s.log.Close())
+	for range s.lines {
+	}
 }
 
 func haltServer(ts *testscript.TestScript, _ bool, args []string) {
