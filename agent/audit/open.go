@@ -81,6 +81,10 @@ func lockFolder(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	// Records are not durable in a folder that a power cut takes away.
+	if err := (system{}).SyncFolder(filepath.Dir(dir)); err != nil {
+		return nil, err
+	}
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
