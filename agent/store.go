@@ -135,6 +135,11 @@ func openLog(ctx context.Context, b backend.Backend, keys *seal.Keyring, config 
 	if err != nil {
 		return nil, err
 	}
+	if info, err := b.Info(ctx); err != nil {
+		return nil, err
+	} else if anchor == nil && info.Seq > 1 {
+		base.Logger.Error("the store was written to and has no anchor of the audit log: somebody may have removed it, and records with it")
+	}
 	base.Dir, base.Key, base.Anchor, base.StrictReads = config.Path, keys.AuditKey(), anchor, config.Reads == "strict"
 	return audit.Open(base)
 }

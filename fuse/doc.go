@@ -37,6 +37,10 @@
 // a page's lock while it waits for READ; a notification about either waits for
 // the same lock. So these handlers never wait for anything but the local store,
 // and one goroutine of its own, which holds no lock, writes the notifications.
-// The agent must not touch its own mount, for the same reason. A caller inside
+// A user can hold such a lock for as long as it likes, by listing a directory
+// into memory whose page faults it serves itself; so the names of each view are
+// dropped by a goroutine of that view, and nobody else waits. (The content that
+// a revocation drops takes no such lock.) The agent must not touch its own mount,
+// for the same reason. A caller inside
 // OPEN or READLINK cannot be killed while it waits, hence the deadline.
 package fuse

@@ -22,16 +22,20 @@ type follower struct {
 	device  *device
 	changes chan secret.Changes // from read to run
 	applied chan struct{}       // and back
+
+	mu    sync.Mutex
+	lanes map[*view][]*node // names that a goroutine of the view is to drop
+	lane  sync.WaitGroup
 }
 
 func newFollower(t *tree, d *device) *follower {
-	return &follower{tree: t, device: d, changes: make(chan secret.Changes), applied: make(chan struct{})}
+	return &follower{tree: t, device: d, changes: make(chan secret.Changes), applied: make(chan struct{}), lanes: map[*view][]*node{}}
 }
 
 // start starts the goroutines; they end with ctx.
 func (f *follower) start(ctx context.Context, running *sync.WaitGroup) {
 	running.Go(func() { f.read(ctx) })
-	running.Go(func() { f.run(ctx) })
+	running.Go(func() { f.run(ctx); f.lane.Wait() })
 }
 
 // read takes changes from the feed, the next ones when run is done with those
@@ -125,10 +129,42 @@ func (f *follower) send(due notices) {
 	for _, id := range due.revoked {
 		failed = append(failed, f.device.dropContent(id))
 	}
+	f.failed(failed)
 	slices.SortStableFunc(due.names, func(a, b *node) int { return cmp.Compare(b.depth(), a.depth()) })
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, n := range due.names {
-		failed = append(failed, f.device.dropName(n.parent, n.name()))
+		waiting, busy := f.lanes[n.view]
+		f.lanes[n.view] = append(waiting, n)
+		if !busy {
+			f.lane.Go(func() { f.drop(n.view) })
+		}
 	}
+}
+
+// drop drops the names of one view. The kernel lets it wait for a directory's
+// lock, which a user of the view can hold for as long as it likes: with getdents
+// into memory whose page fault it does not serve. Only that view may wait then.
+func (f *follower) drop(v *view) {
+	for {
+		f.mu.Lock()
+		names := f.lanes[v]
+		if len(names) == 0 {
+			delete(f.lanes, v)
+			f.mu.Unlock()
+			return
+		}
+		f.lanes[v] = nil
+		f.mu.Unlock()
+		var failed []error
+		for _, n := range names {
+			failed = append(failed, f.device.dropName(n.parent, n.name()))
+		}
+		f.failed(failed)
+	}
+}
+
+func (f *follower) failed(failed []error) {
 	if err := errors.Join(failed...); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOTCONN) {
 		f.tree.Logger.Error("telling the kernel of changes", "error", err)
 	}

@@ -16,6 +16,7 @@ type Limits struct {
 	Pending     int           // 512: connections that have not said it, per socket
 	Connections int           // 1,024: per socket
 	Streams     uint32        // 64: requests at once on one connection
+	Requests    int           // 256: requests at once per socket, with those whose message is still arriving
 
 	Deadline    time.Duration // 10 s: of a request that came without one
 	MaxDeadline time.Duration // 60 s: of a request
@@ -56,6 +57,7 @@ func (l Limits) withDefaults() Limits {
 	orDefault(&l.Pending, 512)
 	orDefault(&l.Connections, 1024)
 	orDefault(&l.Streams, 64)
+	orDefault(&l.Requests, 256)
 	orDefault(&l.Deadline, 10*time.Second)
 	orDefault(&l.MaxDeadline, time.Minute)
 	orDefault(&l.MaxStream, time.Hour)

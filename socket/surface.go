@@ -11,10 +11,13 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	pb "github.com/keyhole-agent/keyhole/socket/keyholepb"
 	"github.com/keyhole-agent/keyhole/socket/wire"
@@ -29,6 +32,7 @@ type surface struct {
 	certificates Certificates
 	refusals     Refusals
 	limits       Limits
+	requests     *places // of requests, from their headers on
 	log          *slog.Logger
 }
 
@@ -39,6 +43,7 @@ func newSurface(config Config, listener *net.UnixListener, made file, admin bool
 		certificates: config.Certificates,
 		refusals:     config.Refusals,
 		limits:       config.Limits,
+		requests:     &places{maxPending: config.Limits.Requests, maxConnections: config.Limits.Requests},
 		log:          config.Logger,
 		front: &front{
 			listener:     listener,
@@ -56,6 +61,7 @@ func newSurface(config Config, listener *net.UnixListener, made file, admin bool
 		grpc.Creds(admitted{}),
 		grpc.ForceServerCodecV2(wire.Codec{Pool: pool, WipeSent: true}),
 		experimental.BufferPool(pool),
+		grpc.InTapHandle(s.begin),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.UnknownServiceHandler(s.unknown),
@@ -66,6 +72,27 @@ func newSurface(config Config, listener *net.UnixListener, made file, admin bool
 	healthpb.RegisterHealthServer(s.grpc, health)
 	reflection.Register(s.grpc)
 	return s
+}
+
+// begin comes before a request's message is read, and so before it is known who
+// makes it. A user has a bounded number of requests, or their unfinished messages
+// would fill the memory, and a bounded time to send them. It must not wait.
+func (s *surface) begin(ctx context.Context, call *tap.Info) (context.Context, error) {
+	place, _ := s.requests.take(proofOf(ctx).process.UID)
+	if place == nil {
+		return nil, status.Error(codes.ResourceExhausted, "too many requests at once; try again")
+	}
+	place.settled()
+	limit := s.limits.MaxDeadline
+	if _, asked := ctx.Deadline(); !asked {
+		limit = s.limits.Deadline
+	}
+	if call.FullMethodName == pb.Admin_Purge_FullMethodName || call.FullMethodName == pb.Admin_ListPolicies_FullMethodName || isPublic(call.FullMethodName) {
+		limit = s.limits.MaxStream
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	context.AfterFunc(ctx, func() { cancel(); place.leave() })
+	return ctx, nil
 }
 
 // unknown answers calls of what is not served here.

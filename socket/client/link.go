@@ -110,6 +110,17 @@ func (l *link) renew() {
 func (l *link) dial(ctx context.Context, checkServer bool) (net.Conn, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", l.path)
+	for errors.Is(err, unix.EAGAIN) { // the backlog is full, perhaps of somebody else's connections
+		again := time.NewTimer(2 * time.Millisecond)
+		select {
+		case <-again.C:
+			conn, err = dialer.DialContext(ctx, "unix", l.path)
+			continue
+		case <-ctx.Done():
+			again.Stop()
+		}
+		break
+	}
 	if err == nil && checkServer {
 		if err = checkOwner(conn.(*net.UnixConn)); err != nil {
 			_ = conn.Close() // nothing was sent
