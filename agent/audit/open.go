@@ -219,6 +219,9 @@ func (l *Log) reopen(last *place, torn *Torn) error {
 	if err == nil {
 		err = f.Datasync()
 	}
+	if err == nil {
+		err = l.files.SyncFolder(l.dir) // its name: the chain will rest on it
+	}
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
