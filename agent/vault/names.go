@@ -82,7 +82,7 @@ func (v *Vault) shows(view identity.Caller, folder secret.Path) (shown, kept boo
 	}
 	for c := range names.below(folder, secret.Path{}) {
 		allowed := rules.Allows(view.IDs, policy.List, c.path()).Allowed
-		if allowed && c.entry.current != 0 {
+		if allowed {
 			return true, false
 		}
 		kept = kept || !allowed
