@@ -68,6 +68,17 @@ func TestAViewShowsWhatItsIdentityMayList(t *testing.T) {
 	})
 }
 
+func TestAFolderOfEmptySecretsIsThereAsItsListingSays(t *testing.T) {
+	onEach(t, func(t *testing.T, f *fixture) {
+		f.empty(t, "void/gone")
+		entry, _, err := f.Look(t.Context(), as(root), path("void"))
+		check(t, err)
+		if !entry.Folder {
+			t.Error("void is no folder")
+		}
+	})
+}
+
 func TestLookingAtWhatMayNotBeSeenIsAuditedAndAnsweredAsAbsent(t *testing.T) {
 	onEach(t, func(t *testing.T, f *fixture) {
 		f.put(t, "db/creds", "password", "x")
